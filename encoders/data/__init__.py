@@ -1,0 +1,21 @@
+"""Sources -> transforms -> batches, by (seed, step). Numpy only: workers never see jax."""
+
+from encoders.data.evaluation import eval_batches
+from encoders.data.pipeline import Pipeline, build_transforms
+from encoders.data.preprocessing import Preprocessing
+from encoders.data.sources import SOURCES, CorruptExample, Source
+from encoders.data.transforms import TRANSFORMS
+
+PREPROCESSING = {"image": Preprocessing}
+
+__all__ = [
+    "PREPROCESSING",
+    "SOURCES",
+    "TRANSFORMS",
+    "CorruptExample",
+    "Pipeline",
+    "Preprocessing",
+    "Source",
+    "build_transforms",
+    "eval_batches",
+]

@@ -1,0 +1,186 @@
+"""One process's part of the global batch at a step, as a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from encoders.data.sources.base import CorruptExample, Source
+from encoders.errors import ConfigError, DataError
+
+_TRIES = 100
+_NARROW = {"i8": "i4", "u8": "u4", "f8": "f4"}  # jax keeps 32 bits
+
+Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """An example that could not be used: where it is, and what was wrong."""
+
+    name: str
+    reason: str
+
+
+class Batcher:
+    """Makes local batches. Picklable, so that worker processes make the same ones.
+
+    Example p = step * batch_size + row of the endless stream is source[source.indices_at(p)],
+    transformed with random numbers keyed by (seed, p): no state moves from step to step or from
+    row to row, so any split of the rows over processes, workers and threads gives the same global
+    batch.
+
+    Args:
+      source: random access to examples.
+      transforms: callables (example, rng) -> example, applied in order.
+      batch_size: rows of the global batch.
+      seed: of the order and of the transforms.
+      shuffle: False keeps the source's order.
+      process_index: this process, whose rows are the index-th contiguous part.
+      process_count: processes that share the global batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transforms: Sequence[Callable],
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if batch_size < 1 or batch_size % process_count:
+            raise ConfigError(
+                f"batch_size: {batch_size} is not divisible by the {process_count} processes "
+                f"that share it."
+            )
+        if not 0 <= seed < 2**64:
+            raise ConfigError(f"seed: expected a number in [0, 2**64), got {seed}.")
+        self.source, self.transforms = source, tuple(transforms)
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.local_size = batch_size // process_count
+        self.first_row = process_index * self.local_size
+        self._spec: Spec | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def spec(self) -> Spec:
+        """Name -> (shape, dtype) of the fields of the first example, which all others share."""
+        with self._lock:
+            if self._spec is None:
+                index = self.source.indices_at(np.zeros(1, np.int64), self.seed, self.shuffle)
+                fields, _ = self._make(0, int(index[0]))
+                self._spec = {name: (value.shape, value.dtype) for name, value in fields.items()}
+            return self._spec
+
+    def empty(self) -> Batch:
+        """Uninitialised arrays [local rows, ...] for one local batch."""
+        return {
+            name: np.empty((self.local_size, *shape), dtype)
+            for name, (shape, dtype) in {**self.spec, "row": ((), np.dtype("i4"))}.items()
+        }
+
+    def fill(
+        self, step: int, out: Batch, start: int = 0, stop: int | None = None
+    ) -> list[Corruption]:
+        """Writes rows [start, stop) of the local batch at `step` into `out`.
+
+        Returns:
+          The corrupt examples that were met and replaced.
+
+        Raises:
+          DataError: nothing usable was found, or an example has another shape than the first one.
+        """
+        spec = self.spec
+        rows = np.arange(start, self.local_size if stop is None else stop)
+        positions = step * self.batch_size + self.first_row + rows
+        indices = self.source.indices_at(positions, self.seed, self.shuffle)
+        corruptions: list[Corruption] = []
+        for row, position, index in zip(
+            rows.tolist(), positions.tolist(), indices.tolist(), strict=True
+        ):
+            fields, met = self._make(position, index, spec)
+            corruptions += met
+            for name, value in fields.items():
+                out[name][row] = value
+            out["row"][row] = self.first_row + row
+        return corruptions
+
+    def _make(
+        self, position: int, index: int, spec: Spec | None = None
+    ) -> tuple[Batch, list[Corruption]]:
+        corruptions = []
+        low, high = self.source.span(index)
+        for attempt in range(_TRIES):
+            # Another counter block of the same key: independent of the block before, and of other
+            # positions.
+            bits = np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, attempt])
+            rng = np.random.Generator(bits)
+            if attempt:
+                index = int(rng.integers(low, high))
+            try:
+                fields = make_example(self.source, index, self.transforms, rng)
+                return check_fields(fields, spec, self.source, index), corruptions
+            except CorruptExample as error:
+                corruptions.append(Corruption(self.source.describe(index), str(error)))
+        last = corruptions[-1]
+        raise DataError(
+            f"data source: no usable example in {_TRIES} tries; the last was {last.name} "
+            f"({last.reason})."
+        )
+
+
+def make_example(
+    source: Source, index: int, transforms: Sequence[Callable], rng: np.random.Generator
+) -> Batch:
+    """Reads and transforms one example; its numeric fields as arrays of 32 bits or less, text and
+    bytes left out.
+
+    Raises:
+      CorruptExample: from the source or a transform.
+    """
+    example = source[index]
+    for transform in transforms:
+        example = transform(example, rng)
+    fields = {}
+    for name, value in example.items():
+        if isinstance(value, str | bytes):
+            continue  # no accelerator takes text: a transform turns what a model needs into numbers
+        array = np.asarray(value)
+        fields[name] = array.astype(_NARROW.get(array.dtype.str[1:], array.dtype), copy=False)
+    return fields
+
+
+def check_fields(fields: Batch, spec: Spec | None, source: Source, index: int) -> Batch:
+    """The fields that `spec` names, which must have its shapes.
+
+    Raises:
+      CorruptExample: a field is missing.
+      DataError: a field has another shape or type, so that no batch can be stacked.
+    """
+    if spec is None:
+        return fields
+    for name, (shape, dtype) in spec.items():
+        if name not in fields:
+            raise CorruptExample(f"no field '{name}', only {sorted(fields)}")
+        found = fields[name]
+        if found.shape != shape or found.dtype != dtype:
+            raise DataError(
+                f"{source.describe(index)}: field '{name}' is {found.dtype} "
+                f"{list(found.shape)}, but {dtype} "
+                f"{list(shape)} in the first example; add a transform that gives all one size."
+            )
+    return {name: fields[name] for name in spec}

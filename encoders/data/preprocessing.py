@@ -1,0 +1,109 @@
+"""What a model expects of its input; it travels with the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from encoders.config import construct
+from encoders.data.images import Interpolation
+from encoders.data.transforms.geometry import CenterCrop, Decode, Resize
+from encoders.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Size, channels and normalisation of images.
+
+    Attributes:
+      image_size: (height, width) in pixels.
+      channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+      mean: per channel, subtracted after scaling pixels to [0, 1].
+      std: per channel, divided by; None for mean or std is ImageNet's for 3 channels and 0.5
+        otherwise.
+      interpolation: filter of the evaluation resize.
+      crop_fraction: part of the resized image that the central crop keeps, per side.
+      keep_aspect: False distorts images to the resized shape (transformers' ViT processor, timm's
+        'squash') rather than covering it.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: Interpolation = "bicubic"
+    crop_fraction: float = 0.875
+    keep_aspect: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.image_size) < 1 or self.channels not in (1, 3, 4):
+            raise ConfigError(
+                f"preprocessing: expected image_size from (1, 1) and 1, 3 or 4 channels, got "
+                f"{self.image_size} and {self.channels}."
+            )
+        if not 0 < self.crop_fraction <= 1:
+            raise ConfigError(
+                f"preprocessing.crop_fraction: expected a number in (0, 1], got "
+                f"{self.crop_fraction}."
+            )
+        for field, of_imagenet in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+            value = getattr(self, field)
+            if value is None:
+                value = of_imagenet if self.channels == 3 else (0.5,) * self.channels
+                object.__setattr__(self, field, value)
+            if len(value) != self.channels:
+                raise ConfigError(
+                    f"preprocessing.{field}: expected {self.channels} numbers, one per channel, "
+                    f"got {value}."
+                )
+        if min(self.std) <= 0:
+            raise ConfigError(f"preprocessing.std: expected positive numbers, got {self.std}.")
+
+    def eval_transforms(self) -> list[Callable]:
+        """Decode, resize, central crop: file or array -> uint8 [height, width, channels]."""
+        resized = tuple(int(side / self.crop_fraction) for side in self.image_size)
+        return [
+            Decode(channels=self.channels),
+            Resize(
+                image_size=resized,
+                interpolation=self.interpolation,
+                keep_aspect=self.keep_aspect,
+            ),
+            CenterCrop(image_size=self.image_size),
+        ]
+
+    def normalize(self, images: Any) -> Any:
+        """uint8 [..., H, W, C] -> float32 (x / 255 - mean) / std, numpy or jax; floats pass."""
+        if not np.issubdtype(images.dtype, np.integer):
+            return images
+        scale, shift = self._affine()
+        return images.astype(np.float32) * scale + shift
+
+    def denormalize(self, images: Any) -> Any:
+        """Inverse of `normalize`, as floats in [0, 1] for pictures (not clipped)."""
+        return images * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
+
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        std, mean = np.asarray(self.std), np.asarray(self.mean)
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, with the name of the class in encoders.data.PREPROCESSING."""
+        fields = dataclasses.asdict(self)
+        return {
+            "name": "image",
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Preprocessing:
+        """Inverse of `to_json`.
+
+        Raises:
+          ConfigError: unknown or mistyped fields.
+        """
+        fields = {key: value for key, value in fields.items() if key != "name"}
+        return construct(cls, fields, "preprocessing")

@@ -1,0 +1,22 @@
+"""Where examples come from: random access to each, by index."""
+
+from encoders.data.sources.array_record import ArrayRecord
+from encoders.data.sources.base import CorruptExample, Source
+from encoders.data.sources.folder import Folder
+from encoders.data.sources.mixture import Mixture
+from encoders.data.sources.sample import Sample
+from encoders.data.sources.synthetic import Synthetic
+from encoders.data.sources.tar import Tar
+from encoders.data.sources.tfds import Tfds
+
+SOURCES = {
+    "array_record": ArrayRecord,
+    "folder": Folder,
+    "mixture": Mixture,
+    "sample": Sample,
+    "synthetic": Synthetic,
+    "tar": Tar,
+    "tfds": Tfds,
+}
+
+__all__ = ["SOURCES", "CorruptExample", "Source"]

@@ -1,0 +1,33 @@
+"""What happens to one example on the host: callables (example, rng) -> example.
+
+They take and give pixels as uint8 [H, W, C]; the first may find an encoded file instead.
+"""
+
+from encoders.data.transforms.color import ColorJitter, RandomGrayscale
+from encoders.data.transforms.erasing import RandomErasing
+from encoders.data.transforms.geometry import (
+    CenterCrop,
+    Decode,
+    Pad,
+    RandomCrop,
+    RandomFlip,
+    RandomResizedCrop,
+    Resize,
+)
+from encoders.data.transforms.rand_augment import RandAugment
+
+TRANSFORMS = {
+    "decode": Decode,
+    "resize": Resize,
+    "center_crop": CenterCrop,
+    "pad": Pad,
+    "random_crop": RandomCrop,
+    "random_resized_crop": RandomResizedCrop,
+    "random_flip": RandomFlip,
+    "rand_augment": RandAugment,
+    "color_jitter": ColorJitter,
+    "random_grayscale": RandomGrayscale,
+    "random_erasing": RandomErasing,
+}
+
+__all__ = ["TRANSFORMS"]

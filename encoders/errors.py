@@ -1,0 +1,62 @@
+"""Errors a user can act on: one sentence each, an exit code of its own, and no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class EncodersError(Exception):
+    """Base of every error caused by input rather than by a bug; its message is one sentence."""
+
+    exit_code = 1
+
+
+class ConfigError(EncodersError):
+    """A config field or command-line flag is unknown, missing, mistyped or contradictory."""
+
+    exit_code = 2
+
+
+class DataError(EncodersError):
+    """A data set is missing, empty, or too corrupt to go on with."""
+
+    exit_code = 3
+
+
+class CheckpointError(EncodersError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+    exit_code = 4
+
+
+class NonFiniteError(EncodersError):
+    """The loss or a gradient stopped being a finite number."""
+
+    exit_code = 5
+
+
+class StorageError(EncodersError):
+    """Results could not be written: disk full, quota reached, or no permission."""
+
+    exit_code = 6
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest choice, or all choices if none is close."""
+    choices = sorted(str(choice) for choice in choices)
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Known: {', '.join(choices)}." if choices else ""
+
+
+def exit_cleanly(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main`, turning an `EncodersError` into one line on stderr and its code."""
+    try:
+        code = main()
+    except EncodersError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    sys.exit(code or 0)

@@ -1,0 +1,19 @@
+"""Measures networks: the same evaluators during training, in `tools.evaluate` and in notebooks."""
+
+from encoders.evaluation.base import Evaluator
+from encoders.evaluation.classification import Classification
+from encoders.evaluation.features import FeatureExtractor
+from encoders.evaluation.few_shot import FewShot
+from encoders.evaluation.knn import KNN
+from encoders.evaluation.linear_probe import LinearProbe
+from encoders.evaluation.reconstruction import Reconstruction
+
+EVALUATORS = {
+    "classification": Classification,
+    "few_shot": FewShot,
+    "knn": KNN,
+    "linear_probe": LinearProbe,
+    "reconstruction": Reconstruction,
+}
+
+__all__ = ["EVALUATORS", "Evaluator", "FeatureExtractor"]

@@ -1,0 +1,241 @@
+"""Features of a frozen network: the input of every probe, extracted once and shared.
+
+One pass over a source gives [N, D] float32 features and [N] labels on the host. The evaluators of a
+run share an extractor, so that a kNN and a linear probe of one checkpoint on the same data cost one
+pass, and one compilation.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import math
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from encoders.data import Preprocessing, Source
+from encoders.errors import ConfigError, DataError
+from encoders.evaluation.base import DType, batches, on_mesh, place
+from encoders.types import Encoded
+
+logger = logging.getLogger(__name__)
+
+Feature = str | int  # 'pooled', 'mean', or the number of a layer
+MAX_PIXELS = 32 * 32
+
+
+class Labelled(NamedTuple):
+    """Features of a data set: features [N, D] float32, labels [N] int32."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A source and how to go through it.
+
+    Attributes:
+      source: the examples.
+      name: text that two splits share if their examples are the same.
+      batch_size: examples per global batch.
+      dtype: of the forward pass.
+    """
+
+    source: Source
+    name: str
+    batch_size: int
+    dtype: DType = "float32"
+
+
+def select(encoded: Encoded, feature: Feature) -> jax.Array:
+    """One float32 vector per example, [B, D].
+
+    Args:
+      encoded: output of an encoder.
+      feature: 'pooled'; 'mean' of the final tokens; or a layer whose hidden tokens are averaged.
+        Means leave out prefix tokens (cls, registers) and padding.
+
+    Raises:
+      ConfigError: 'pooled' of an encoder that does not pool.
+    """
+    if feature == "pooled":
+        if encoded.pooled is None:
+            raise ConfigError("feature: this encoder does not pool (pool='none'); use 'mean'.")
+        return encoded.pooled.astype(jnp.float32)
+    tokens = encoded.tokens if feature == "mean" else encoded.hidden[feature]
+    tokens = tokens[:, encoded.num_prefix :].astype(jnp.float32)
+    mask = encoded.mask[:, encoded.num_prefix :, None].astype(jnp.float32)
+    return (tokens * mask).sum(1) / jnp.maximum(mask.sum(1), 1.0)
+
+
+def pixels(images: jax.Array) -> jax.Array:
+    """Raw pixels [B, D] of images [B, H, W, C], shrunk to at most 1024 per channel.
+
+    Larger pictures would make D so large that no probe could be fitted to it.
+    """
+    height, width = images.shape[1:3]
+    if height * width > MAX_PIXELS:
+        scale = math.sqrt(MAX_PIXELS / (height * width))
+        small = max(1, int(height * scale)), max(1, int(width * scale))
+        shape = (images.shape[0], *small, images.shape[3])
+        images = jax.image.resize(images, shape, "linear", antialias=True)
+    return images.reshape(images.shape[0], -1).astype(jnp.float32)
+
+
+class FeatureExtractor:
+    """Extracts features on the mesh, and remembers the last ones.
+
+    Attributes:
+      preprocessing: decodes and normalises.
+      mesh: devices to run on, or None for the default one.
+      cache_bytes: features kept on the host for other evaluators; larger sets are never kept.
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, mesh: Mesh | None = None, *, cache_bytes: int = 2**30
+    ):
+        self.preprocessing = preprocessing
+        self.mesh = mesh
+        self.cache_bytes = cache_bytes
+        self._compiled: list[tuple[tuple, Callable]] = []
+        self._cache: collections.deque[tuple[tuple, list[weakref.ref], Labelled]] = (
+            collections.deque()
+        )
+
+    def encoder(
+        self, module: nn.Module, variables: Mapping[str, Any], split: Split, feature: Feature
+    ) -> Labelled:
+        """Features of an encoder with given weights."""
+        return self._extract(("encoder", module, feature), variables, split, keep=variables)
+
+    def random(
+        self,
+        module: nn.Module,
+        like: Mapping[str, Any],
+        split: Split,
+        feature: Feature,
+        seed: int,
+    ) -> Labelled:
+        """Features of the same architecture with random weights, placed as `like` is."""
+
+        def variables() -> Any:
+            return self._random_variables(module, like, seed)
+
+        return self._extract(("encoder", module, feature), variables, split, keep=("random", seed))
+
+    def pixels(self, split: Split) -> Labelled:
+        """Raw pixels as features; see `pixels`."""
+        return self._extract(("pixels", None, None), {}, split, keep=("pixels",))
+
+    # --- how ----------------------------------------------------------------------------------
+
+    def _extract(self, which: tuple, variables: Any, split: Split, keep: Any) -> Labelled:
+        leaves = jax.tree.leaves(keep) if isinstance(keep, Mapping) else []
+        key = (*which, split.name, split.dtype, None if leaves else keep)
+        found = self._recall(key, leaves)
+        if found is None:
+            began = time.perf_counter()
+            variables = variables() if callable(variables) else place(variables, self.mesh)
+            found = self._run(self._compile(which, split.dtype), variables, split)
+            seconds = time.perf_counter() - began
+            name = which[0] if leaves else keep[0]
+            logger.info(
+                "%d %s features of %d numbers in %.1f s",
+                len(found.labels), name, found.features.shape[1], seconds,
+            )  # fmt: skip
+            self._remember(key, leaves, found)
+        return found
+
+    def _compile(self, which: tuple, dtype: DType) -> Callable:
+        """The jitted extraction."""
+        kind, module, feature = which
+
+        def extract(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+            if kind == "pixels":
+                vectors = pixels(batch["image"])
+            else:
+                asked = {} if isinstance(feature, str) else {"layers": (feature,)}
+                vectors = select(module.apply(variables, batch["image"], **asked), feature)
+            if "label" not in batch:
+                raise DataError("probes need labels; the examples of this source have none.")
+            return vectors, batch["label"], batch["valid"]
+
+        return self._once(
+            (*which, dtype), lambda: on_mesh(extract, self.preprocessing, self.mesh, dtype)
+        )
+
+    def _once(self, key: tuple, make: Callable[[], Callable]) -> Callable:
+        """What `make` made for an equal key before; modules compare by their fields."""
+        for known, function in self._compiled:
+            if known == key:
+                return function
+        function = make()
+        self._compiled.append((key, function))
+        return function
+
+    def _run(self, function: Callable, variables: Any, split: Split) -> Labelled:
+        pending: collections.deque = collections.deque()
+        parts: list[tuple[np.ndarray, ...]] = []
+
+        def collect() -> None:
+            vectors, labels, valid = (np.asarray(jax.device_get(x)) for x in pending.popleft())
+            parts.append((vectors[valid], labels[valid].astype(np.int32)))
+
+        for batch in batches(split.source, self.preprocessing, split.batch_size, self.mesh):
+            pending.append(function(variables, batch))
+            if len(pending) > 2:  # the device works on the next ones while this one is copied
+                collect()
+        while pending:
+            collect()
+        return Labelled(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def _random_variables(self, module: nn.Module, like: Mapping[str, Any], seed: int) -> Any:
+        preprocessing = self.preprocessing
+        shape = (1, *preprocessing.image_size, preprocessing.channels)
+
+        def init(key: jax.Array) -> Any:
+            return module.init({"params": key}, jnp.zeros(shape, jnp.float32))
+
+        def make() -> Callable:
+            described = jax.eval_shape(init, jax.random.key(0)), place(like, self.mesh)
+            shapes, names = zip(*(jax.tree.flatten(tree) for tree in described), strict=True)
+            if names[0] == names[1] and all(
+                a.shape == b.shape for a, b in zip(*shapes, strict=True)
+            ):
+                return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, described[1]))
+            return lambda key: place(jax.device_get(jax.jit(init)(key)), self.mesh)
+
+        return self._once(("random", module), make)(jax.random.key(seed))
+
+    # --- memory -------------------------------------------------------------------------------
+
+    def _recall(self, key: tuple, leaves: list[Any]) -> Labelled | None:
+        for known, references, features in self._cache:
+            same = len(references) == len(leaves) and all(
+                reference() is leaf for reference, leaf in zip(references, leaves, strict=True)
+            )
+            if same and known == key:
+                return features
+        return None
+
+    def _remember(self, key: tuple, leaves: list[Any], features: Labelled) -> None:
+        """Keeps features as long as the very arrays they were made with are alive."""
+        alive = [
+            entry for entry in self._cache if all(reference() is not None for reference in entry[1])
+        ]
+        self._cache = collections.deque(alive)
+        if features.features.nbytes > self.cache_bytes:
+            return
+        self._cache.append((key, [weakref.ref(leaf) for leaf in leaves], features))
+        while sum(entry[2].features.nbytes for entry in self._cache) > self.cache_bytes:
+            self._cache.popleft()

@@ -1,0 +1,115 @@
+"""What the probes of frozen features have in common: splits, features, baselines."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import numpy as np
+
+from encoders.errors import ConfigError, DataError
+from encoders.evaluation.base import Evaluator, fingerprint
+from encoders.evaluation.features import FeatureExtractor, Labelled, Split
+
+
+@dataclasses.dataclass(kw_only=True)
+class Probe(Evaluator):
+    """Fits something small to features of `train` and measures it on `test`.
+
+    Attributes:
+      train: section of the source that is fitted to.
+      feature: 'pooled'; 'mean' of the final tokens; or the number of a layer.
+      baselines: what to hold against the encoder, with the same probe on the same splits: 'pixels'
+        (raw, see `features.pixels`) and 'random' (the same architecture with random weights).
+        Each is measured once in the life of the evaluator; its accuracy is the metric of that name.
+      seed: of random weights and random splits.
+      extractor: where features come from; shared by the evaluators of a run so that each pass over
+        the data is made once (supplied; None makes its own).
+    """
+
+    train: Mapping[str, Any]
+    feature: Literal["pooled", "mean"] | int = "pooled"
+    baselines: tuple[Literal["pixels", "random"], ...] = ()
+    seed: int = 0
+    extractor: FeatureExtractor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.train_source = self.open(self.train, "train")
+        if self.extractor is None:
+            self.extractor = FeatureExtractor(self.preprocessing, self.mesh)
+        self._baselines: dict[str, float] = {}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"train": len(self.train_source), **super().sizes}
+
+    @abc.abstractmethod
+    def score(self, train: Labelled, test: Labelled, num_classes: int) -> dict[str, float]:
+        """Fits to train, measures on test; one of the metrics is 'accuracy'."""
+
+    def run(
+        self, module: nn.Module, variables: Mapping[str, Any], *, step: int | None = None
+    ) -> dict[str, float]:
+        """Metrics of the encoder, 'chance' (the accuracy of always guessing train's most frequent
+        class), and the accuracy of each baseline under the baseline's name.
+        """
+        extractor, feature = self.extractor, self.feature
+        found = self._measure(lambda split: extractor.encoder(module, variables, split, feature))
+        for name in self.baselines:
+            if name not in self._baselines:
+                if name == "pixels":
+                    measured = self._measure(extractor.pixels)
+                else:
+                    measured = self._measure(
+                        lambda split: extractor.random(module, variables, split, feature, self.seed)
+                    )
+                self._baselines[name] = measured["accuracy"]
+        return {**found, **self._baselines}
+
+    def _measure(self, extract: Callable[[Split], Labelled]) -> dict[str, float]:
+        train = extract(self._split(self.train_source, self.train))
+        test = extract(self._split(self.test_source, self.test))
+        low = min(train.labels.min(), test.labels.min())
+        if low < 0:
+            raise DataError(f"evaluators.{self.label}: labels must count from 0, found {low}.")
+        num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+        found = self.score(train, test, num_classes)
+        most_frequent = np.bincount(train.labels).argmax()
+        return {**found, "chance": float((test.labels == most_frequent).mean())}
+
+    def _split(self, source: Any, section: Mapping[str, Any]) -> Split:
+        return Split(source, fingerprint(section), self.batch_size, self.compute_dtype)
+
+
+def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Centres and scales every column by its mean and standard deviation over `train` [N, D].
+
+    Columns that are constant but for rounding become 0.
+    """
+    mean = train.mean(0, dtype=np.float64)
+    std = np.sqrt(np.mean(np.square(train - mean, dtype=np.float64), 0))
+    constant = std < 1e-6 * np.maximum(np.abs(mean), 1e-6)
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std))
+    return tuple(((x - mean) * scale).astype(np.float32) for x in (train, *others))
+
+
+def held_out(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Chooses a stratified part of the rows: bool [N], True for `fraction` of every class.
+
+    A class of two or more gives at least one and keeps at least one.
+
+    Raises:
+      ConfigError: `fraction` is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"holdout: expected a fraction between 0 and 1, got {fraction}.")
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        chosen[rows[:count]] = True
+    return chosen

@@ -1,0 +1,139 @@
+"""Multi-head attention over a set of tokens, never causal."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from encoders.errors import ConfigError
+from encoders.layers.initializers import weight_init
+from encoders.layers.linear import Linear
+from encoders.layers.norm import LayerNorm
+from encoders.layers.position import rotate
+
+
+def dot_product_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """softmax(query key^T / sqrt(d)) value, with the softmax in float32.
+
+    Args:
+      query: [B, Q, H, d].
+      key: [B, T, H, d].
+      value: [B, T, H, d].
+      mask: [B, T] bool, True where a key may be attended to; None lets all be.
+
+    Returns:
+      [B, Q, H, d] in value's dtype.
+    """
+    scale = 1 / math.sqrt(query.shape[-1])
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+    weights = _softmax(scores, value.dtype)
+    weights = checkpoint_name(weights, "attention_weights")
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(scores: jax.Array, dtype: Any) -> jax.Array:
+    """Softmax of float32 scores [..., T] as `dtype`; keeps nothing but its result.
+
+    jax.nn.softmax keeps float32 arrays of the scores' size, which are most of a block's memory.
+    """
+    powers = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return (powers / powers.sum(-1, keepdims=True)).astype(dtype)
+
+
+def _softmax_forward(scores: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    weights = _softmax(scores, dtype)
+    return weights, weights
+
+
+def _softmax_backward(dtype: Any, weights: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    y, gradient = weights.astype(jnp.float32), gradient.astype(jnp.float32)
+    return (y * (gradient - (y * gradient).sum(-1, keepdims=True)),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x to itself, or of x to a memory.
+
+    Attributes:
+      num_heads: heads; must divide the width.
+      qkv_bias: whether query, key and value have biases.
+      qk_norm: layer norm of every head's queries and keys before the product (arXiv 2302.05442).
+      norm_eps, norm_bias: of that norm.
+      dropout: rate on the output; stream 'dropout'.
+      weight_init: a convention of WEIGHT_INITS.
+    """
+
+    num_heads: int
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+    norm_bias: bool = True
+    dropout: float = 0.0
+    weight_init: str = "trunc_normal"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        rotary: tuple[jax.Array, jax.Array] | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Attends.
+
+        Args:
+          x: [B, Q, D] where the queries come from.
+          memory: [B, T, D] where keys and values come from; None means x.
+          mask: [B, T] bool, True where a key is real.
+          rotary: (sin, cos), each [T, d] or [B, T, d], that turn queries and keys.
+          train: whether dropout is on.
+
+        Returns:
+          [B, Q, D].
+
+        Raises:
+          ConfigError: num_heads does not divide D.
+        """
+        width = x.shape[-1]
+        if width % self.num_heads:
+            raise ConfigError(f"num_heads: {self.num_heads} does not divide the width {width}.")
+        init = weight_init(self.weight_init)
+        memory = x if memory is None else memory
+
+        def project(source: jax.Array, name: str) -> jax.Array:
+            y = Linear(width, self.qkv_bias, init.qkv, name=name)(source)
+            return y.reshape(*y.shape[:-1], self.num_heads, width // self.num_heads)
+
+        query, key = project(x, "query"), project(memory, "key")
+        value = project(memory, "value")
+        if self.qk_norm:
+            query = LayerNorm(self.norm_eps, self.norm_bias, name="query_norm")(query)
+            key = LayerNorm(self.norm_eps, self.norm_bias, name="key_norm")(key)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        y = dot_product_attention(query, key, value, mask)
+        y = Linear(width, kernel_init=init.kernel, name="out")(y.reshape(x.shape))
+        return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+
+def attention_flops(queries: int, keys: int, width: int) -> float:
+    """Forward FLOPs of one Attention; a multiply-add counts as two.
+
+    Projections of the queries (query, out) and keys (key, value), and the two non-causal products.
+    """
+    return 4.0 * (queries + keys) * width * width + 4.0 * queries * keys * width

@@ -1,0 +1,99 @@
+"""One transformer block: pre-norm, sequential or parallel."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from encoders.layers.attention import Attention, attention_flops
+from encoders.layers.mlp import Mlp, mlp_flops
+from encoders.layers.norm import LayerNorm
+
+
+class Block(nn.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); or both from one norm at once.
+
+    Attributes:
+      num_heads: attention heads.
+      mlp_dim: hidden size of the MLP.
+      mlp: 'gelu', 'gelu_tanh', 'quick_gelu' or 'swiglu'.
+      qkv_bias, mlp_bias, norm_bias: which layers have biases.
+      norm_eps: of the layer norms.
+      qk_norm: layer norm of queries and keys.
+      layer_scale: initial value of a learned factor per channel on each branch (arXiv 2103.17239),
+        or None for no such factor.
+      parallel: attention and MLP read the same norm and are added together (ViT-22B).
+      dropout: rate on the branches' outputs and in the MLP; stream 'dropout'.
+      weight_init: a convention of WEIGHT_INITS.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    mlp: str = "gelu"
+    qkv_bias: bool = True
+    mlp_bias: bool = True
+    norm_bias: bool = True
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    parallel: bool = False
+    dropout: float = 0.0
+    weight_init: str = "trunc_normal"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        rotary: tuple[jax.Array, jax.Array] | None = None,
+        branch_scale: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Applies the block.
+
+        Args:
+          x: [B, T, D].
+          mask: [B, T] bool, True where a token is real.
+          rotary: (sin, cos) as `Attention` takes them.
+          branch_scale: [2, B] what each example's attention and MLP branch is multiplied with (drop
+            path: zero where it is dropped).
+          train: whether dropout is on.
+
+        Returns:
+          [B, T, D].
+        """
+
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(self.norm_eps, self.norm_bias, name=name)
+
+        def branch(y: jax.Array, index: int) -> jax.Array:
+            if self.layer_scale is not None:
+                init = nn.initializers.constant(self.layer_scale)
+                y = y * self.param(f"layer_scale{index}", init, (x.shape[-1],)).astype(y.dtype)
+            if branch_scale is not None:
+                y = y * branch_scale[index - 1, :, None, None].astype(y.dtype)
+            return y
+
+        attention = Attention(
+            self.num_heads,
+            self.qkv_bias,
+            self.qk_norm,
+            self.norm_eps,
+            self.norm_bias,
+            self.dropout,
+            self.weight_init,
+            name="attention",
+        )
+        mlp = Mlp(self.mlp_dim, self.mlp, self.mlp_bias, self.dropout, self.weight_init, name="mlp")
+        y = norm("norm1")(x)
+        attended = branch(attention(y, mask=mask, rotary=rotary, train=train), 1)
+        if self.parallel:
+            return x + attended + branch(mlp(y, train=train), 2)
+        x = x + attended
+        return x + branch(mlp(norm("norm2")(x), train=train), 2)
+
+
+def block_flops(tokens: int, width: int, mlp_dim: int, mlp: str) -> float:
+    """Forward FLOPs of one Block on one example; a multiply-add counts as two."""
+    return attention_flops(tokens, tokens, width) + mlp_flops(tokens, width, mlp_dim, mlp)

@@ -1,0 +1,105 @@
+"""The feed-forward half of a transformer block, plain or gated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from encoders.errors import ConfigError, nearest
+from encoders.layers.initializers import weight_init
+from encoders.layers.linear import Linear
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x * Phi(x) with erf (arXiv 1606.08415): what timm and transformers call 'gelu'.
+
+    Computed in float32, returned in x's dtype. Keeps only x for its gradient.
+    """
+    y = x.astype(jnp.float32)
+    return (y * _normal_cdf(y)).astype(x.dtype)
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    # Without the barrier XLA shares Phi(x) with the forward pass, and so writes it to memory and
+    # keeps it until here, which costs more than computing it again.
+    y = jax.lax.optimization_barrier(x).astype(jnp.float32)
+    density = jnp.exp(-0.5 * y * y) * (1 / math.sqrt(2 * math.pi))
+    return ((gradient * (_normal_cdf(y) + y * density)).astype(x.dtype),)
+
+
+def _normal_cdf(y: jax.Array) -> jax.Array:
+    return 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The tanh approximation of GELU: the default of JAX and so of the ViTs trained with it."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), which OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class Mlp(nn.Module):
+    """fc2(act(fc1(x))), or fc2(silu(gate(x)) * fc1(x)) for 'swiglu' (arXiv 2002.05202).
+
+    Attributes:
+      mlp_dim: size of the hidden layer.
+      kind: an activation of ACTIVATIONS, or 'swiglu'.
+      use_bias: whether the layers have biases.
+      dropout: rate after the activation and after fc2; stream 'dropout'.
+      weight_init: a convention of WEIGHT_INITS.
+    """
+
+    mlp_dim: int
+    kind: str = "gelu"
+    use_bias: bool = True
+    dropout: float = 0.0
+    weight_init: str = "trunc_normal"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps x [..., D] to [..., D]."""
+        init = weight_init(self.weight_init)
+
+        def linear(features: int, name: str) -> Linear:
+            return Linear(features, self.use_bias, init.kernel, init.mlp_bias, name=name)
+
+        if self.kind == "swiglu":
+            gate = linear(self.mlp_dim, "gate")(x)
+            y = jax.nn.silu(gate) * linear(self.mlp_dim, "fc1")(x)
+        elif self.kind in ACTIVATIONS:
+            y = ACTIVATIONS[self.kind](linear(self.mlp_dim, "fc1")(x))
+        else:
+            known = [*ACTIVATIONS, "swiglu"]
+            raise ConfigError(f"mlp: unknown kind '{self.kind}'.{nearest(self.kind, known)}")
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = linear(x.shape[-1], "fc2")(y)
+        return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+
+def mlp_flops(tokens: int, width: int, mlp_dim: int, kind: str) -> float:
+    """Forward FLOPs of one Mlp on that many tokens; a multiply-add counts as two."""
+    return 2.0 * tokens * width * mlp_dim * (3 if kind == "swiglu" else 2)

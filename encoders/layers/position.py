@@ -1,0 +1,182 @@
+"""Positions on a two-dimensional grid: learned and resized, fixed sin-cos, and rotary."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from encoders.errors import ConfigError
+
+# --- fixed sin-cos ------------------------------------------------------------------------------
+
+
+def sincos2d(
+    grid: tuple[int, int],
+    width: int,
+    convention: Literal["mae", "big_vision"] = "mae",
+    temperature: float = 10000.0,
+) -> np.ndarray:
+    """Fixed two-dimensional sin-cos position embeddings.
+
+    Channels are [sin(x w), cos(x w), sin(y w), cos(y w)] with x the column and y the row, as in
+    MoCo v3 and MAE, and w = temperature^-e for width/4 exponents e from 0. The two conventions in
+    use differ in the step: 'mae' ends before 1 (e = i / (D/4)), 'big_vision' at 1 (i / (D/4 - 1)).
+
+    Returns:
+      float32 [gh, gw, width].
+
+    Raises:
+      ConfigError: the width is not divisible by four.
+    """
+    if width % 4:
+        raise ConfigError(f"positions: sincos2d needs a width divisible by 4, got {width}.")
+    bands = width // 4
+    steps = bands if convention == "mae" else max(bands - 1, 1)
+    omega = temperature ** -(np.arange(bands, dtype=np.float64) / steps)
+    y, x = np.mgrid[: grid[0], : grid[1]]
+    angles = [axis[..., None] * omega for axis in (x, y)]
+    parts = [function(angle) for angle in angles for function in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=-1).astype(np.float32)
+
+
+# --- learned, resized ---------------------------------------------------------------------------
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic kernel (1981) with its free parameter a."""
+    d = np.abs(distance)
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def resize_matrix(old: int, new: int, method: Literal["antialias", "plain"]) -> np.ndarray:
+    """The [new, old] matrix of a bicubic resize along one axis, pixel centres at half-integers.
+
+    'antialias' is PIL's and timm's: a = -0.5, the kernel widened when shrinking, weights
+    renormalised at the border. 'plain' is `torch.nn.functional.interpolate` without antialias, as
+    transformers has it: a = -0.75, four taps, the border repeated.
+    """
+    ratio = old / new
+    centre = (np.arange(new, dtype=np.float64) + 0.5) * ratio
+    if method == "antialias":
+        stretch = max(ratio, 1.0)
+        taps = np.arange(old, dtype=np.float64)[None] + 0.5
+        weights = _cubic((taps - centre[:, None]) / stretch, -0.5)
+        return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    first = np.floor(centre - 0.5).astype(int) - 1
+    weights = np.zeros((new, old))
+    for tap in range(4):
+        index = first + tap
+        value = _cubic(centre - 0.5 - index, -0.75)
+        np.add.at(weights, (np.arange(new), np.clip(index, 0, old - 1)), value)
+    return weights.astype(np.float32)
+
+
+def resize_positions(
+    positions: jax.Array,
+    grid: tuple[int, int],
+    method: Literal["antialias", "plain"] = "antialias",
+) -> jax.Array:
+    """Resizes learned positions [gh, gw, D] to another grid; the same grid returns them untouched.
+
+    'antialias' equals timm's `resample_abs_pos_embed`, 'plain' what transformers' ViT does
+    (see `resize_matrix`). Computed in float32, returned in the dtype of `positions`.
+    """
+    if positions.shape[:2] == tuple(grid):
+        return positions
+    rows = resize_matrix(positions.shape[0], grid[0], method)
+    columns = resize_matrix(positions.shape[1], grid[1], method)
+    wide = jnp.asarray(positions, jnp.float32)
+    resized = jnp.einsum("Hh,Ww,hwd->HWd", rows, columns, wide, precision="highest")
+    return resized.astype(positions.dtype)
+
+
+# --- rotary -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Axial rotary positions as timm's `RotaryEmbeddingCat` computes them for its ViTs and EVAs.
+
+    A quarter of the head's size is the number of frequencies, temperature^-(i / (d/4)); the first
+    half of the channel pairs turns with one coordinate and the second half with the other.
+
+    Attributes:
+      temperature: base of the frequencies: 10000 in EVA, 100 in RoPE-ViT (arXiv 2403.13298).
+      reference_grid: (gh, gw) trained on: coordinates are scaled so that another grid spans the
+        same range (EVA-02); None leaves them in patches.
+      offset: added to every coordinate (1 in the Perception Encoder).
+      order: which coordinate comes first, 'yx' (timm's 'ij') or 'xy'.
+    """
+
+    temperature: float = 10000.0
+    reference_grid: tuple[int, int] | None = None
+    offset: float = 0.0
+    order: Literal["yx", "xy"] = "yx"
+
+
+def rotary2d(grid: tuple[int, int], head_dim: int, rotary: Rotary) -> tuple[np.ndarray, np.ndarray]:
+    """Sines and cosines that `rotate` turns queries and keys with.
+
+    Returns:
+      (sin, cos), each float32 [gh * gw, head_dim], every value twice in a row.
+
+    Raises:
+      ConfigError: the head's size is not divisible by four.
+    """
+    if head_dim % 4:
+        raise ConfigError(f"positions: rotary2d needs heads divisible by 4, got {head_dim}.")
+    bands = head_dim // 4
+    omega = rotary.temperature ** -(np.arange(bands, dtype=np.float64) / bands)
+    axes = [np.arange(size, dtype=np.float64) + rotary.offset for size in grid]
+    if rotary.reference_grid is not None:
+        spans = zip(axes, grid, rotary.reference_grid, strict=True)
+        axes = [axis / size * reference for axis, size, reference in spans]
+    y, x = np.meshgrid(*axes, indexing="ij")
+    pair = (y, x) if rotary.order == "yx" else (x, y)
+    angles = np.concatenate([axis.reshape(-1, 1) * omega for axis in pair], axis=1)
+    angles = np.repeat(angles, 2, axis=1)
+    return np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
+
+
+def rotary_of_tokens(
+    sin: np.ndarray, cos: np.ndarray, num_prefix: int, keep: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Tables of patches to tables of tokens: kept patches only, after unturned prefix tokens.
+
+    Args:
+      sin, cos: [N, d] of all patches.
+      num_prefix: P, how many tokens precede the patches; their angle is zero.
+      keep: [B, K] int32 patches that are encoded, or None for all.
+
+    Returns:
+      (sin, cos), each [P + N, d], or [B, P + K, d] if `keep` is given.
+    """
+    sin = np.concatenate([np.zeros((num_prefix, sin.shape[1]), np.float32), sin])
+    cos = np.concatenate([np.ones((num_prefix, cos.shape[1]), np.float32), cos])
+    if keep is None:
+        return jnp.asarray(sin), jnp.asarray(cos)
+    prefix = jnp.broadcast_to(jnp.arange(num_prefix), (keep.shape[0], num_prefix))
+    index = jnp.concatenate([prefix, keep + num_prefix], axis=1)
+    return jnp.asarray(sin)[index], jnp.asarray(cos)[index]
+
+
+def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
+    """Turns neighbouring channel pairs of x [B, T, H, d]: (a, b) -> (a cos - b sin, b cos + a sin).
+
+    Args:
+      x: queries or keys.
+      sin, cos: [T, d] or [B, T, d]; where the angle is zero (prefix tokens) x is left as it is.
+
+    Returns:
+      [B, T, H, d] in x's dtype, computed in float32.
+    """
+    y = x.astype(jnp.float32)
+    pairs = y.reshape(*y.shape[:-1], -1, 2)
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(y.shape)
+    return (y * cos[..., None, :] + turned * sin[..., None, :]).astype(x.dtype)

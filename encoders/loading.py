@@ -1,0 +1,397 @@
+"""`encoders.load` and `encoders.save`: trained encoders in and out, whatever wrote them.
+
+A path is one of:
+
+  a run                      runs/x (its newest checkpoint) or runs/x/checkpoints
+  one checkpoint             runs/x/checkpoints/1000
+  what `save` wrote          config.json with "format": "encoders", and model.safetensors
+  a Hugging Face directory   config.json with "model_type", and model.safetensors
+  a timm directory           config.json with "architecture", and model.safetensors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from encoders.checkpoints.formats import files, hf, timm
+from encoders.checkpoints.formats.mapping import Exported, Imported, flatten
+from encoders.checkpoints.store import CheckpointStore
+from encoders.config import build, to_plain
+from encoders.data.preprocessing import Preprocessing
+from encoders.errors import CheckpointError, DataError, nearest
+from encoders.layers.stack import unstack_layers
+from encoders.models import MODELS
+from encoders.models.vit import ViT
+from encoders.objectives import OBJECTIVES
+from encoders.rules import unflatten
+from encoders.types import Encoded
+
+Choice = Literal["auto", "ema", "params"]
+FORMATS = ("native", "hf", "timm")
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """A network with its weights and the preprocessing they expect.
+
+    Attributes:
+      module: the Linen module; `module.apply(variables, images)` is the pure function underneath.
+      variables: {'params': tree}.
+      preprocessing: size and normalisation of the images, or None if the weights do not say.
+      metadata: JSON about where the weights are from: 'format', 'step', 'architecture', 'dropped'
+        (tensors that import left out, with reasons), 'class_names', ...
+      objective: config section of the objective that `heads` belong to, or None.
+      heads: parameters that came with the encoder's: a classifier, a decoder.
+    """
+
+    module: nn.Module
+    variables: Mapping[str, Any]
+    preprocessing: Preprocessing | None = None
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    objective: Mapping[str, Any] | None = None
+    heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        layers: Sequence[int] | Literal["all"] = (),
+        mask: Any = None,
+        keep: Any = None,
+    ) -> Encoded:
+        """Encodes a batch; compiled once for each shape and choice of layers.
+
+        Args:
+          images: [B, H, W, C]; uint8 is normalised by `preprocessing`, floats are taken as already
+            normalised. Any size that divides into patches.
+          layers: blocks whose outputs to return in `hidden`; negative ones count from the end.
+          mask: [B, N] bool over patches, True where one is real; None if all are.
+          keep: [B, K] int32, the patches to encode; None means all.
+
+        Raises:
+          DataError: `images` is not such a batch.
+          ConfigError: the size does not divide into patches, or a layer does not exist.
+        """
+        images = self._checked(images)
+        layers = layers if layers == "all" else tuple(int(layer) for layer in layers)
+        return self._apply(self.variables, images, mask, keep, layers)
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        def apply(variables: Any, images: Any, mask: Any, keep: Any, layers: Any) -> Encoded:
+            if self.preprocessing is not None:
+                images = self.preprocessing.normalize(images)
+            return self.module.apply(variables, images, mask=mask, keep=keep, layers=layers)
+
+        return jax.jit(apply, static_argnames="layers")
+
+    def _checked(self, images: Any) -> Any:
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
+        if images.ndim == 3:
+            raise DataError(
+                f"images: expected a batch [B, H, W, C], got one image {images.shape}; "
+                "add the batch axis, images[None]."
+            )
+        if images.ndim != 4:
+            raise DataError(f"images: expected a batch [B, H, W, C], got {images.shape}.")
+        if not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, np.floating)):
+            raise DataError(f"images: expected uint8 or normalised floats, got {images.dtype}.")
+        if self.preprocessing is None:
+            if images.dtype == np.uint8:
+                why = self.metadata.get("no_preprocessing") or "the weights came without any"
+                raise DataError(
+                    f"images: there is no preprocessing to normalise uint8 with ({why}); pass "
+                    "normalised floats or set `preprocessing`."
+                )
+        elif images.shape[-1] != self.preprocessing.channels:
+            raise DataError(
+                f"images: expected {self.preprocessing.channels} channels in the last axis, got "
+                f"{images.shape}."
+            )
+        return images
+
+
+# --- in -------------------------------------------------------------------------------------------
+
+
+def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
+    """Loads an encoder.
+
+    Args:
+      path: a run, a checkpoint, what `save` wrote, or a Hugging Face or timm directory.
+      weights: of a run, 'ema' takes the moving average, 'params' what was trained; 'auto' takes the
+        average if the run kept one. Others have one set of weights, and ignore this.
+
+    Raises:
+      CheckpointError: there is nothing that can be read, or it is damaged.
+    """
+    found = _read(path, weights)
+    module = build(MODELS, found.model, "model")
+    preprocessing = None
+    if found.preprocessing is not None:
+        preprocessing = Preprocessing.from_json(found.preprocessing)
+    variables = {"params": jax.tree.map(jnp.asarray, found.params)}
+    metadata, heads = found.metadata, found.objective_params
+    return Encoder(module, variables, preprocessing, metadata, found.objective, heads)
+
+
+def read_params(path: str | os.PathLike, *, weights: Choice = "auto") -> dict[str, Any]:
+    """Parameters at a path as an objective has them, {'encoder': ..., 'head': ...}, in numpy."""
+    found = _read(path, weights)
+    return {"encoder": found.params, **found.objective_params}
+
+
+def read_variables(path: str | os.PathLike, *, weights: Choice = "auto") -> dict[str, Any]:
+    """The variables of the objective at a path, in numpy: for evaluation, or as a teacher's.
+
+    Running statistics that a run keeps beside its parameters are among them.
+    """
+    variables = {"params": read_params(path, weights=weights)}
+    if (run := _find_run(pathlib.Path(path))) is not None:
+        with CheckpointStore(run.directory) as store, contextlib.suppress(CheckpointError):
+            # The checkpoint has just been read and is sound; what it may lack is statistics.
+            variables |= store.read_params(run.step, "stats")
+    return variables
+
+
+def run_config(path: str | os.PathLike) -> dict[str, Any]:
+    """Config sections of the weights at a path: 'model', 'objective' and 'preprocessing'.
+
+    For a run, its whole config; 'objective' is None where there is an encoder only.
+    """
+    if (run := _find_run(pathlib.Path(path))) is not None:
+        with CheckpointStore(run.directory) as store:
+            return store.metadata(run.step)["config"]
+    found = _read(path, "auto")
+    return {
+        "model": found.model,
+        "objective": found.objective,
+        "preprocessing": found.preprocessing,
+    }
+
+
+class _Run(NamedTuple):
+    directory: pathlib.Path  # of the checkpoints
+    step: int | None  # None for the newest
+
+
+def _find_run(path: pathlib.Path) -> _Run | None:
+    """Whether a path is a run, its checkpoints, or one of them."""
+    if (path / "checkpoints").is_dir():
+        return _Run(path / "checkpoints", None)
+    if path.is_dir() and path.name == "checkpoints":
+        return _Run(path, None)
+    if path.is_dir() and path.name.isdigit() and not (path / files.CONFIG).exists():
+        return _Run(path.parent, int(path.name))
+    return None
+
+
+def _read(path: str | os.PathLike, weights: Choice) -> Imported:
+    path = pathlib.Path(path)
+    if weights not in get_args(Choice):
+        raise CheckpointError(f"weights: unknown '{weights}'.{nearest(weights, get_args(Choice))}")
+    if not path.is_dir():
+        raise CheckpointError(_not_a_directory(path))
+    if (run := _find_run(path)) is not None:
+        return _read_run(run, weights)
+    if not (path / files.CONFIG).is_file():
+        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+        raise CheckpointError(
+            f"{path}: is no run, checkpoint, Hugging Face or timm directory: it has neither "
+            f"checkpoints/ nor {files.CONFIG}; it holds {held}."
+        )
+    config = files.read_json(path / files.CONFIG)
+    if config.get("format") == "encoders":
+        return _read_native(path, config)
+    if "model_type" in config:
+        return hf.read(path)
+    if "architecture" in config:
+        return timm.read(path)
+    raise CheckpointError(
+        f"{path / files.CONFIG}: expected one of the fields 'format' (written by encoders.save), "
+        "'model_type' (Hugging Face) or 'architecture' (timm)."
+    )
+
+
+def _not_a_directory(path: pathlib.Path) -> str:
+    if path.is_file():
+        return f"{path}: is a file; give the directory it is in, with its {files.CONFIG}."
+    beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    hint = nearest(path.name, beside) if beside else ""
+    return f"{path}: no such directory (nothing is downloaded).{hint}"
+
+
+def _read_run(run: _Run, weights: Choice) -> Imported:
+    with CheckpointStore(run.directory) as store:
+        metadata = store.metadata(run.step)
+        config = metadata["config"]
+        if weights == "auto":
+            weights = "params" if config.get("ema") is None else "ema"
+        params = store.read_params(run.step, weights)
+    params = jax.tree.map(np.asarray, params)
+    kept = {name: value for name, value in metadata.items() if name != "preprocessing"}
+    return Imported(
+        model=config["model"],
+        params=params.pop("encoder"),
+        preprocessing=metadata["preprocessing"],
+        objective=config["objective"],
+        objective_params=params,
+        metadata={"format": "run", "weights": weights, **kept},
+    )
+
+
+def _read_native(path: pathlib.Path, config: Mapping[str, Any]) -> Imported:
+    if config.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path}: was written as version {config.get('version')!r} of the format; this one "
+            f"reads {_VERSION}."
+        )
+    missing = [
+        key for key in ("model", "preprocessing", "objective", "metadata") if key not in config
+    ]
+    if missing:
+        raise CheckpointError(f"{path / files.CONFIG}: lacks {', '.join(missing)}.")
+    tree = unflatten(files.read_tensors(path))
+    if "encoder" not in tree:
+        raise CheckpointError(f"{path}: its weights hold no 'encoder'.")
+    return Imported(
+        model=config["model"],
+        params=tree.pop("encoder"),
+        preprocessing=config["preprocessing"],
+        objective=config["objective"],
+        objective_params=tree,
+        metadata=config["metadata"],
+    )
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+
+def save(
+    encoder: Encoder,
+    directory: str | os.PathLike,
+    *,
+    format: Literal["native", "hf", "timm"] = "native",
+    heads: bool = False,
+) -> None:
+    """Saves an encoder into a new directory, which appears only when it is complete.
+
+    Args:
+      encoder: what `load` returned, or made by hand.
+      directory: must not exist, or be empty.
+      format: 'native' keeps everything and needs no network code of others; 'hf' loads back in
+        transformers and 'timm' in timm, with the same outputs. What those have no place for is an
+        error that names the field.
+      heads: also writes what came with the encoder: a classifier or a decoder.
+
+    Raises:
+      CheckpointError: the format is unknown or cannot express this encoder.
+      StorageError: the directory is taken, or could not be written.
+    """
+    if format not in FORMATS:
+        raise CheckpointError(f"format: unknown '{format}'.{nearest(format, FORMATS)}")
+    if heads and not encoder.heads:
+        raise CheckpointError("heads=True: these weights are of an encoder alone.")
+    write = {"native": _write_native, "hf": hf.write, "timm": timm.write}[format]
+    what = encoder if format == "native" else _exported(encoder, format, heads)
+    arguments = (what, heads) if format == "native" else (what,)
+    with files.new_directory(directory) as temporary:
+        write(temporary, *arguments)
+
+
+def _write_native(directory: pathlib.Path, encoder: Encoder, heads: bool) -> None:
+    preprocessing, tree = encoder.preprocessing, {"encoder": encoder.variables["params"]}
+    config = {
+        "format": "encoders",
+        "version": _VERSION,
+        "model": section_of(MODELS, encoder.module),
+        "preprocessing": None if preprocessing is None else preprocessing.to_json(),
+        "objective": to_plain(encoder.objective) if heads else None,
+        "metadata": to_plain(encoder.metadata),
+    }
+    if heads:
+        tree |= encoder.heads
+    files.write_json(directory / files.CONFIG, config)
+    flat = {path: np.ascontiguousarray(jax.device_get(x)) for path, x in flatten(tree).items()}
+    files.write_tensors(directory / files.WEIGHTS, flat)
+
+
+def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
+    module = encoder.module
+    if not isinstance(module, ViT):
+        raise CheckpointError(
+            f"format '{format}': writes a ViT, not a {type(module).__name__}; use format='native'."
+        )
+    params = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.variables["params"])))
+    patch, preprocessing = module.patch, encoder.preprocessing
+    if "positions" in params:
+        rows, columns = params["positions"].shape[:2]
+        image_size = (rows * patch[0], columns * patch[1])
+    elif preprocessing is not None:
+        image_size = preprocessing.image_size
+    else:
+        raise CheckpointError(
+            f"format '{format}': needs an image size: neither positions nor preprocessing say one."
+        )
+    objective = _resolved(encoder, module) if heads else None
+    return Exported(
+        fields={
+            **section_of(MODELS, module),
+            **dataclasses.asdict(module.size),
+            "patch_size": patch,
+        },
+        params=params,
+        image_size=image_size,
+        channels=params["patch_embedding"]["kernel"].shape[0] // (patch[0] * patch[1]),
+        preprocessing=None if preprocessing is None else dataclasses.asdict(preprocessing),
+        objective=objective,
+        objective_params=unstack_layers(jax.device_get(encoder.heads)) if heads else {},
+        class_names=encoder.metadata.get("class_names"),
+    )
+
+
+def _resolved(encoder: Encoder, module: nn.Module) -> dict[str, Any]:
+    """The objective's section with every field, which a config need not spell out."""
+    section = dict(to_plain(encoder.objective))
+    for field in ("teacher", "distillation"):  # these say how it was trained, not what it is
+        section.pop(field, None)
+    objective = build(OBJECTIVES, section, "objective", encoder=module)
+    return section_of(OBJECTIVES, objective)
+
+
+def section_of(table: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """The config section that `encoders.config.build` makes an equal module from.
+
+    Networks inside it are left out, but for those that are built from a section of their own.
+
+    Raises:
+      CheckpointError: the module's class is not in the table.
+    """
+    [name] = [name for name, kind in table.items() if type(module) is kind] or [None]
+    if name is None:
+        raise CheckpointError(
+            f"{type(module).__name__}: is none of the known kinds, {', '.join(table)}."
+        )
+    return {"name": name, **_fields_of(module)}
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    fields = {}
+    for field in dataclasses.fields(value):
+        if field.name in ("name", "parent", "encoder", "teacher") or not field.init:
+            continue
+        entry = getattr(value, field.name)
+        fields[field.name] = _fields_of(entry) if dataclasses.is_dataclass(entry) else entry
+    return fields

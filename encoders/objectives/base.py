@@ -1,0 +1,67 @@
+"""What every objective is: an encoder, heads, corruption and a loss, in one Linen module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from encoders.types import Outcome
+
+Batch = Mapping[str, jax.Array]
+
+
+class Objective(nn.Module):
+    """Base of all objectives.
+
+    Subclasses implement `__call__` and `flops`. Random corruption draws from the stream 'corrupt';
+    what one example gets depends on its row in the global batch alone (`rng_per_example`), so
+    micro-batches and devices change nothing. A batch may have 'valid' [B] bool: rows where it is
+    False are padding and count in no sum.
+
+    An objective that learns from a frozen network has a field `teacher` with its module. The
+    training step holds the teacher's variables and passes them as the collection 'teacher'.
+
+    Attributes:
+      encoder: the network that is trained; its parameters are in params['encoder'].
+    """
+
+    encoder: nn.Module
+    teacher = None  # not a field here: objectives without a teacher have none to configure
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
+        """Returns the loss sum, its weight, and metrics of a (micro-)batch."""
+        raise NotImplementedError
+
+    def flops(self, image_size: tuple[int, int]) -> float:
+        """Forward FLOPs per training example."""
+        raise NotImplementedError
+
+    def rng_per_example(self, batch: Batch) -> jax.Array:
+        """One key per example [B]: from the stream 'corrupt' in training, fixed in evaluation."""
+        return per_example_keys(self.corrupt_key(), rows(batch))
+
+    def corrupt_key(self) -> jax.Array:
+        """The key of stream 'corrupt', or a fixed one where none is given (evaluation)."""
+        return self.make_rng("corrupt") if self.has_rng("corrupt") else jax.random.key(0)
+
+
+def per_example_keys(key: jax.Array, row: jax.Array) -> jax.Array:
+    """Keys [B] that depend on `key` and on each example's row [B] in the global batch alone."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(row)
+
+
+def rows(batch: Batch) -> jax.Array:
+    """Rows [B] of the global batch; a batch that does not say is a whole one."""
+    if "row" in batch:
+        return batch["row"]
+    return jnp.arange(batch["image"].shape[0])
+
+
+def valid_weights(batch: Batch) -> jax.Array:
+    """float32 [B]: 1 for real examples, 0 for padding."""
+    if "valid" in batch:
+        return batch["valid"].astype(jnp.float32)
+    return jnp.ones(batch["image"].shape[0], jnp.float32)

@@ -1,0 +1,1 @@
+"""Meshes, sharding rules, and how host arrays become global device arrays."""

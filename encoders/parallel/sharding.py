@@ -1,0 +1,135 @@
+"""Which part of which array lives where: one rule table for parameters, shapes for the rest.
+
+Networks know nothing of this. Parameters get a spec by their path (tensor rules, then FSDP on the
+largest axis left); optimizer state follows its parameter; activations are pinned to the batch axes
+from outside, by intercepting the modules' calls while the step is traced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from encoders import rules
+from encoders.parallel.mesh import BATCH_AXES
+
+# Megatron's split (arXiv 1909.08053, section 3): the first product of a pair by columns, the second
+# by rows. A spec is aligned to the right, so that a scanned layer's stacked axis stays whole.
+TENSOR_RULES: rules.Rules = (
+    (r".*(attention/(query|key|value)|mlp/(fc1|gate))/kernel", (None, "tensor")),
+    (r".*(attention/(query|key|value)|mlp/(fc1|gate))/bias", ("tensor",)),
+    (r".*(attention/out|mlp/fc2)/kernel", ("tensor", None)),
+)
+
+
+def parameter_specs(
+    shapes: Any, mesh: Mesh, tensor_rules: rules.Rules = TENSOR_RULES, min_size: int = 2**14
+) -> Any:
+    """A PartitionSpec for every leaf of a parameter tree.
+
+    Args:
+      shapes: tree of arrays or ShapeDtypeStructs.
+      mesh: the device mesh.
+      tensor_rules: (path regex, axis names of the trailing dimensions), used when `tensor` > 1.
+      min_size: arrays with fewer elements stay whole under FSDP; gathering them costs more.
+    """
+    paths = rules.leaf_paths(shapes)
+    leaves, structure = jax.tree.flatten(shapes)
+    tensor: list[Any] = [()] * len(leaves)
+    if mesh.shape["tensor"] > 1:
+        tensor = rules.match(tensor_rules, paths, where="hardware.tensor_rules", default=())
+    specs = [
+        _spec(path, leaf.shape, mesh, axes, min_size)
+        for path, leaf, axes in zip(paths, leaves, tensor, strict=True)
+    ]
+    return jax.tree.unflatten(structure, specs)
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, axes: tuple, min_size: int) -> P:
+    dims: list[str | None] = [None] * (len(shape) - len(axes)) + list(axes)
+    dims = [
+        axis if axis is None or size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(dims, shape, strict=True)
+    ]
+    fsdp = mesh.shape["fsdp"]
+    if fsdp > 1 and math.prod(shape) >= min_size:
+        first = 1 if is_stacked(path) else 0  # slicing whole layers off would serialise the gathers
+        free = [i for i in range(first, len(shape)) if dims[i] is None and shape[i] % fsdp == 0]
+        if free:
+            dims[max(free, key=lambda i: shape[i])] = "fsdp"
+    while dims and dims[-1] is None:
+        dims.pop()
+    return P(*dims)
+
+
+def is_stacked(path: str) -> bool:
+    """True for a leaf of scanned layers, whose axis 0 counts layers."""
+    return "blocks" in path.split("/")
+
+
+def like_parameters(tree: Any, params: Any, specs: Any) -> Any:
+    """Specs for a tree that holds copies of the parameters' structure (optimizer state, EMA).
+
+    A leaf whose path ends in a parameter's path and whose shape is that parameter's gets its spec;
+    everything else (counts, factored statistics) is replicated.
+    """
+    known = {
+        path: (leaf.shape, spec)
+        for path, leaf, spec in zip(
+            rules.leaf_paths(params),
+            jax.tree.leaves(params),
+            jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)),
+            strict=True,
+        )
+    }
+
+    def spec_of(path: str, leaf: Any) -> P:
+        parts = path.split("/")
+        for start in range(len(parts)):
+            shape, spec = known.get("/".join(parts[start:]), (None, None))
+            if shape == leaf.shape:
+                return spec
+        return P()
+
+    return rules.map_with_path(spec_of, tree)
+
+
+def named(mesh: Mesh, specs: Any) -> Any:
+    """PartitionSpecs to NamedShardings on a mesh."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+    )
+
+
+@contextlib.contextmanager
+def batch_major_activations(mesh: Mesh, rows: int) -> Iterator[None]:
+    """While tracing: pins axis 0 of every module output that has `rows` rows to the batch axes.
+
+    Without it the partitioner may decide to shard activations like the FSDP weights they meet.
+    """
+
+    # The other axes are left to the partitioner, which knows what the tensor rules imply.
+    def pin(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.ndim < 2 or x.shape[0] != rows:
+            return x
+        spec = P(BATCH_AXES, *[P.UNCONSTRAINED] * (x.ndim - 1))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    def interceptor(
+        call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        out = call(*args, **kwargs)
+        return pin(out) if context.method_name == "__call__" else out
+
+    if mesh.size == 1:
+        yield
+    else:
+        with nn.intercept_methods(interceptor):
+            yield

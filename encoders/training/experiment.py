@@ -1,0 +1,298 @@
+"""A config, resolved: every object that a run is made of, and nothing opened or allocated yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from encoders import loading
+from encoders.config import Durations, arguments, bind, build, construct, to_plain
+from encoders.data import PREPROCESSING, SOURCES, Pipeline, build_transforms
+from encoders.errors import ConfigError, DataError
+from encoders.evaluation import EVALUATORS, FeatureExtractor
+from encoders.models import MODELS
+from encoders.objectives import OBJECTIVES
+from encoders.objectives.base import Objective
+from encoders.parallel import sharding
+from encoders.parallel.mesh import batch_shards, make_mesh, replicated
+from encoders.training.optimizers import make_optimizer
+from encoders.training.sections import Sections
+from encoders.training.state import TrainState
+from encoders.training.step import Batch, Metrics, make_step
+
+
+class Experiment:
+    """All the objects of one run, built from a config and checked before anything is opened.
+
+    Attributes:
+      config: the config as plain dicts.
+      sections: its typed top level.
+      objective, preprocessing, transforms: what they say.
+      mesh, compute_dtype: the hardware it will run on.
+
+    Raises:
+      ConfigError: anything in the config that is unknown, missing, mistyped or contradictory.
+    """
+
+    def __init__(self, config: Any, *, devices: list[jax.Device] | None = None):
+        self.config = to_plain(config)
+        self.sections = construct(Sections, self.config, "config")
+        sections = self.sections
+        self.mesh: Mesh = make_mesh(
+            **arguments(_mesh_sizes, sections.hardware.mesh, "hardware.mesh"), devices=devices
+        )
+        self.preprocessing = build(PREPROCESSING, sections.preprocessing, "preprocessing")
+        self.objective = build_objective(self.config)
+        self.transforms = build_transforms(sections.data.transforms, self.preprocessing)
+        self._open_source = bind(SOURCES, sections.data.source, "data.source")
+        self._evaluators = {
+            name: self._bind_evaluator(name, section)
+            for name, section in sections.evaluators.items()
+        }
+        self._check_batch()
+
+    # --- what the config says -------------------------------------------------------------------
+
+    def _check_batch(self) -> None:
+        rows, micro = self.sections.batch_size, self.sections.hardware.micro_batches
+        shards = batch_shards(self.mesh)
+        if rows < 1 or micro < 1 or rows % (shards * micro):
+            raise ConfigError(
+                f"batch_size: {rows} cannot be cut into {shards} device shards x {micro} "
+                f"micro-batches; the nearest that can is "
+                f"{max(1, round(rows / (shards * micro))) * shards * micro}."
+            )
+
+    def _bind_evaluator(self, name: str, section: Mapping) -> tuple[Callable, Mapping | None]:
+        where = f"evaluators.{name}"
+        fields = dict(section)
+        every = fields.pop("every", None)
+        if every is not None:  # checks the unit; the number of steps is known once data is open
+            Durations(1, 1, 1).steps(every, f"{where}.every")
+        context = {"preprocessing": self.preprocessing, "mesh": self.mesh, "label": name}
+        return bind(EVALUATORS, fields, where, **context, directory=None, extractor=None), every
+
+    def evaluators(self, directory: Any = None) -> dict[str, tuple[Any, int | None]]:
+        """name -> (evaluator, every how many steps; None: only at the end); opens their data.
+
+        Args:
+          directory: where they leave pictures, or None.
+
+        Raises:
+          DataError: a data set is missing.
+        """
+        # One extractor for all: a kNN and a probe of the same features pass over the data once.
+        shared = {
+            "directory": directory,
+            "extractor": FeatureExtractor(self.preprocessing, self.mesh),
+        }
+        found = {}
+        for name, (make, every) in self._evaluators.items():
+            if every is not None:
+                every = max(1, self.durations.steps(every, f"evaluators.{name}.every"))
+            fitting = {key: shared[key] for key in shared if key in make.keywords}
+            found[name] = (make(**fitting), every)
+        return found
+
+    @property
+    def compute_dtype(self) -> Any:
+        if self.sections.hardware.compute_dtype is not None:
+            return jnp.dtype(self.sections.hardware.compute_dtype)
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+
+    # --- data and durations ---------------------------------------------------------------------
+
+    @functools.cached_property
+    def source(self) -> Any:
+        """The training data, opened.
+
+        Raises:
+          DataError: it is missing, or has another size than the config says.
+        """
+        source = self._open_source()
+        expected = self.sections.data.examples_per_epoch
+        if expected is not None and expected != len(source):
+            raise DataError(
+                f"data.source has {len(source)} examples, but data.examples_per_epoch says "
+                f"{expected}; set it to None to take what is there."
+            )
+        return source
+
+    @functools.cached_property
+    def durations(self) -> Durations:
+        """Opens the data only where the config does not say how long an epoch is."""
+        sections = self.sections
+        epoch = sections.data.examples_per_epoch
+        if epoch is None:
+            epoch = len(self.source)
+        durations = Durations(sections.batch_size, epoch)
+        total = durations.steps(sections.duration, "duration")
+        return dataclasses.replace(durations, total_steps=total)
+
+    @property
+    def total_steps(self) -> int:
+        return self.durations.total_steps
+
+    def pipeline(self) -> Pipeline:
+        data = self.sections.data
+        return Pipeline(
+            self.source,
+            self.transforms,
+            self.sections.batch_size,
+            self.sections.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=data.threads,
+            processes=data.processes,
+            max_corrupt_rate=data.max_corrupt_rate,
+        )
+
+    # --- state and step -------------------------------------------------------------------------
+
+    def load_teacher(self) -> Any:
+        """Variables of the frozen network that the objective learns from, or None."""
+        if self._teacher_path is None:
+            return None
+        return jax.device_put(loading.read_variables(self._teacher_path), replicated(self.mesh))
+
+    @property
+    def _teacher_path(self) -> str | None:
+        return self.config["objective"].get("teacher")
+
+    def example_batch(self, rows: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the shapes and types that training will see."""
+        shape = (rows, *self.preprocessing.image_size, self.preprocessing.channels)
+        return {
+            "image": np.zeros(shape, np.uint8),
+            "label": np.zeros(rows, np.int32),
+            "row": np.arange(rows, dtype=np.int32),
+        }
+
+    def init_variables(self, key: jax.Array) -> Any:
+        """The objective's variables, random; float32."""
+        batch = dict(self.example_batch(batch_shards(self.mesh)))
+        batch["image"] = self.preprocessing.normalize(jnp.asarray(batch["image"]))
+        params, corrupt, dropout = jax.random.split(key, 3)
+        keys = {"params": params, "corrupt": corrupt, "dropout": dropout}
+        return self.objective.init(keys, batch, train=True)
+
+    @functools.cached_property
+    def param_shapes(self) -> Any:
+        """Shapes of all parameters, without allocating one."""
+        return jax.eval_shape(self.init_variables, jax.random.key(0))["params"]
+
+    @functools.cached_property
+    def param_specs(self) -> Any:
+        hardware = self.sections.hardware
+        return sharding.parameter_specs(
+            self.param_shapes, self.mesh, hardware.tensor_rules, hardware.fsdp_min_size
+        )
+
+    @functools.cached_property
+    def _optimizer(self) -> tuple[Any, Any]:
+        return make_optimizer(
+            self.sections.optimizer, durations=self.durations, params=self.param_shapes
+        )
+
+    @property
+    def optimizer(self) -> Any:
+        return self._optimizer[0]
+
+    @property
+    def schedule(self) -> Any:
+        return self._optimizer[1]
+
+    def init_state(self, key: jax.Array) -> TrainState:
+        """The state at step 0; pure, so that jit can create it sharded."""
+        variables = dict(self.init_variables(key))
+        params = variables.pop("params")
+        variables.pop("teacher", None)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            stats=variables,
+            opt_state=self.optimizer.init(params),
+            ema=None if self.sections.ema is None else jax.tree.map(jnp.copy, params),
+        )
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shape, dtype and sharding of every leaf of the state."""
+        shapes = jax.eval_shape(self.init_state, jax.random.key(0))
+        like = functools.partial(
+            sharding.like_parameters, params=shapes.params, specs=self.param_specs
+        )
+        specs = TrainState(
+            step=jax.sharding.PartitionSpec(),
+            params=self.param_specs,
+            stats=like(shapes.stats),
+            opt_state=like(shapes.opt_state),
+            ema=None if shapes.ema is None else self.param_specs,
+        )
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            sharding.named(self.mesh, specs),
+        )
+
+    def create_state(self) -> TrainState:
+        """The state at step 0, every array created where it will live."""
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        key = jax.random.fold_in(jax.random.key(self.sections.seed), 2**31 - 1)
+        return jax.jit(self.init_state, out_shardings=places)(key)
+
+    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """The jitted training step; the old state's memory is reused for the new one."""
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        if self._teacher_path is not None:
+            places = places.replace(teacher=replicated(self.mesh))
+        step = make_step(
+            self.objective,
+            self.optimizer,
+            self.schedule,
+            seed=self.sections.seed,
+            normalize=self.preprocessing.normalize,
+            mesh=self.mesh,
+            micro_batches=self.sections.hardware.micro_batches,
+            compute_dtype=self.compute_dtype,
+            ema=self.sections.ema,
+        )
+        return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(self.mesh)))
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What travels with the weights: how they were made, and what input they expect."""
+        return {
+            "config": self.config,
+            "preprocessing": self.preprocessing.to_json(),
+            "step": step,
+        }
+
+    def flops_per_example(self) -> float:
+        """FLOPs of one training example: forward, and twice that backward."""
+        return 3.0 * self.objective.flops(self.preprocessing.image_size)
+
+
+def build_objective(config: Mapping[str, Any]) -> Objective:
+    """The objective of a config with its encoder, and with its teacher if it names one.
+
+    Raises:
+      ConfigError: a field is unknown, missing or mistyped.
+      CheckpointError: the teacher's run is not there.
+    """
+    encoder = build(MODELS, config["model"], "model")
+    section = dict(config["objective"])
+    teacher = section.pop("teacher", None)
+    context = {} if teacher is None else {"teacher": build_objective(loading.run_config(teacher))}
+    return build(OBJECTIVES, section, "objective", encoder=encoder, **context)
+
+
+def _mesh_sizes(data: int = 1, fsdp: int = -1, tensor: int = 1) -> None:
+    """The schema of hardware.mesh."""

@@ -1,0 +1,85 @@
+"""The typed sections of a config that are not built from a table: the schema of its top level."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from encoders.parallel import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """config.data: where examples come from and how the host prepares them."""
+
+    source: Mapping[str, Any]
+    transforms: tuple[Mapping[str, Any], ...] = ()
+    examples_per_epoch: int | None = None
+    threads: int | None = None
+    processes: int = 0
+    max_corrupt_rate: float | None = None
+    prefetch: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class InitFrom:
+    """config.init_from: weights to start from (see `checkpoints.partial`)."""
+
+    path: str
+    load: tuple[tuple[str, Any], ...] = ((r"encoder/.*", True),)
+    fresh: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """config.checkpoint: when to save and what to keep."""
+
+    every: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"percent": 10})
+    keep_last: int = 1
+    keep_every: Mapping[str, float] | None = None
+    best_metric: str | None = None
+    best_mode: Literal["max", "min"] = "max"
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """config.log: how often metrics are written, and which steps are profiled."""
+
+    every: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"steps": 50})
+    tensorboard: bool = True
+    profile_steps: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """config.hardware: how the machine is used; changes speed and memory, never the result.
+
+    compute_dtype None means bfloat16 on accelerators and float32 on CPU.
+    """
+
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    micro_batches: int = 1
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    tensor_rules: tuple[tuple[str, tuple[str | None, ...]], ...] = sharding.TENSOR_RULES
+    fsdp_min_size: int = 2**14
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """The top level of a config: its schema."""
+
+    model: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    data: Data
+    optimizer: Mapping[str, Any]
+    duration: Mapping[str, float]
+    batch_size: int
+    seed: int = 0
+    ema: float | None = None
+    init_from: InitFrom | None = None
+    evaluators: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    hardware: Hardware = Hardware()

@@ -1,0 +1,54 @@
+"""Installs the library only; launch, tools and configs run from the checkout."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+parity = ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.50"]
+test = [
+    "hypothesis",
+    "import-linter",
+    "psutil",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "scipy",
+]
+
+setup(
+    name="encoders",
+    version="0.1.0",
+    description="Pretraining encoders at scale in JAX: one loop for every family, reproducible.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["encoders", "encoders.*"]),
+    package_data={"encoders.data": ["samples/**/*"]},
+    install_requires=[
+        "array_record",
+        "chex",
+        "flax>=0.10",
+        "importlib_resources",  # TensorFlow Datasets needs it, and does not say so
+        "jax>=0.10",
+        "ml-collections>=1.0",
+        "msgpack",
+        "numpy>=2.0",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11",
+        "pillow",
+        "rich",
+        "safetensors",
+        "simplejpeg",
+        "tensorboardX",
+        "tensorflow-datasets>=4.9",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "plan": ["libtpu"],  # compiles for TPUs without one
+        "prepare": ["tensorflow-cpu"],  # only for preparing a TFDS data set that needs it
+        "parity": parity,
+        "test": test,
+    },
+)
