@@ -1,0 +1,16 @@
+"""Linear probe of an MAE-pre-trained ViT-B/16 on ImageNet-1k.
+
+Paper: Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377, table 10.
+Command: python -m launch.local --config configs/mae_linear_b16_in1k.py --workdir runs/lin_b16
+  after mae_b16_in1k.py; --config.init_from.path takes another run or a Hugging Face directory.
+Cost: not measured here.
+Published: 67.8 top-1.
+Measured: not run.
+"""
+
+from configs import hardware, mae
+
+
+def get_config(arg=None):
+    config = mae.linear_probing("B/16", pretrained="runs/mae_b16")
+    return hardware.apply(config, arg)

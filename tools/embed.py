@@ -1,0 +1,163 @@
+"""Features of many images: python -m tools.embed --model PATH --input FOLDER --output features.npz.
+
+The images are prepared as the weights expect. The file holds:
+
+  features     [N, D] float32, the encoder's pooled output, if it pools; of --layer, that block's
+               class token, or the mean of its patches where the encoder pools in another way
+  tokens       [N, T, D] float32, with --tokens: all tokens, of the last layer or of --layer
+  names        [N] file names, or shards and record numbers
+  labels       [N] int32, and class_names, where the input has them
+  corrupt      [K] names of images that could not be read; they are in no other array
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import pathlib
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from encoders.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    StorageError,
+    exit_cleanly,
+)
+from launch.flags import Parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Embeds every image of the input and writes one .npz file."""
+    parser = Parser(__doc__)
+    parser.add_argument("--model", required=True, help="a run, a checkpoint, or other weights")
+    parser.add_argument("--input", required=True, help="images: a folder, tar shards, ArrayRecord")
+    parser.add_argument("--output", required=True, help="the .npz file to write")
+    parser.add_argument("--layer", type=int, help="the block to read, negative from the end")
+    parser.add_argument("--tokens", action="store_true", help="also write all tokens")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
+    parser.add_argument("--split", default="train", help="of ArrayRecord")
+    flags = parser.parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    output = pathlib.Path(flags.output)
+    if output.suffix != ".npz":
+        raise ConfigError(f"--output {output}: expected a name that ends in .npz.")
+    if flags.batch_size < 1:
+        raise ConfigError(f"--batch-size: expected a number from 1, got {flags.batch_size}.")
+    # Imported late: a misspelt flag should not wait for jax.
+    import encoders
+    from encoders.training.progress import Progress
+
+    source = open_input(flags.input, flags.split)
+    encoder = encoders.load(flags.model)
+    if encoder.preprocessing is None:
+        why = encoder.metadata.get("no_preprocessing") or "they came without any"
+        raise CheckpointError(f"--model {flags.model}: its weights say no preprocessing: {why}.")
+    if not flags.tokens and flags.layer is None and encoder.module.pool == "none":
+        raise ConfigError("--model does not pool; add --tokens, or --layer to read a block.")
+    found = collections.defaultdict(list)
+    done, began = 0, time.monotonic()
+    rows = min(flags.batch_size, len(source))
+    with Progress(-(-len(source) // rows), stream=sys.stderr) as progress:
+        parts = embed(encoder, source, rows, flags.layer, flags.tokens)
+        for step, part in enumerate(parts, start=1):
+            for name, values in part.items():
+                found[name].append(values)
+            done += len(part["names"])
+            speed = done / (time.monotonic() - began)
+            progress.update(step, {"train/examples_per_second": speed})
+    arrays = {name: np.concatenate(parts) for name, parts in found.items()}
+    if "labels" in arrays and source.class_names is not None:
+        arrays["class_names"] = np.asarray(source.class_names)
+    write(output, arrays)
+    shapes = ", ".join(
+        f"{k} {list(v.shape)}" for k, v in arrays.items() if k in ("features", "tokens")
+    )
+    print(f"wrote {output}: {shapes}")
+    if len(arrays["corrupt"]):
+        print(f"{len(arrays['corrupt'])} corrupt images left out, such as {arrays['corrupt'][0]}")
+    return 0
+
+
+def open_input(path: str, split: str) -> Any:
+    """A source for a path: ArrayRecord with its info.json, tar files, or a folder of images.
+
+    Raises:
+      DataError: nothing there that can be read.
+    """
+    from encoders.data import SOURCES
+
+    directory = pathlib.Path(path).expanduser()
+    if directory.is_file() and directory.suffix != ".tar":
+        raise DataError(f"--input {path}: is a file; give the folder it is in.")
+    if (directory / "info.json").is_file():
+        return SOURCES["array_record"](path=path, split=split)
+    if directory.suffix == ".tar" or (directory.is_dir() and any(directory.glob("*.tar"))):
+        return SOURCES["tar"](path=path)
+    return SOURCES["folder"](path=path)
+
+
+def embed(
+    encoder: Any, source: Any, batch_size: int, layer: int | None = None, tokens: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the arrays of the output file, one batch after the other, in the source's order."""
+    from encoders.data import eval_batches
+
+    previous = None
+    layers = () if layer is None else (layer,)
+    for batch in eval_batches(source, encoder.preprocessing.eval_transforms(), batch_size):
+        out = encoder(batch["image"], layers=layers)
+        if previous is not None:  # the device computes this batch while the host copies the last
+            yield _collect(*previous, encoder, source, tokens)
+        previous = out, batch
+    yield _collect(*previous, encoder, source, tokens)
+
+
+def _collect(
+    out: Any, batch: dict[str, np.ndarray], encoder: Any, source: Any, tokens: bool
+) -> dict[str, np.ndarray]:
+    """One batch's arrays on the host, without padding and corrupt images."""
+    valid, rows = batch["valid"], batch["row"]
+    features, read = out.pooled, out.tokens
+    if out.hidden:
+        [read] = out.hidden.values()
+        by_class_token = encoder.module.pool == "cls"
+        features = read[:, 0] if by_class_token else read[:, out.num_prefix :].mean(1)
+    arrays = {"names": np.array([source.describe(row) for row in rows[valid]], np.str_)}
+    if features is not None:
+        arrays["features"] = np.asarray(features, np.float32)[valid]
+    if tokens:
+        arrays["tokens"] = np.asarray(read, np.float32)[valid]
+    if "label" in batch:
+        arrays["labels"] = batch["label"][valid].astype(np.int32)
+    broken = rows[~valid & (rows < len(source))]
+    arrays["corrupt"] = np.array([source.describe(row) for row in broken], np.str_)
+    return arrays
+
+
+def write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes an .npz file that is there only when it is complete.
+
+    Raises:
+      StorageError: it could not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, **arrays)
+        os.replace(temporary, path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise StorageError(f"--output {path}: could not be written ({error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,18 @@
+"""Inputs of golden values that every machine computes alike, so that none need be stored."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def picture(image_size: tuple[int, int], batch: int = 2) -> np.ndarray:
+    """Float images [B, H, W, 3] with values in [-1, 1]."""
+    count = batch * image_size[0] * image_size[1] * 3
+    values = (np.arange(count, dtype=np.int64) * 7919 % 1009) / 504.5 - 1
+    return values.reshape(batch, *image_size, 3).astype(np.float32)
+
+
+def mask_noise(patches: int, batch: int = 2) -> np.ndarray:
+    """Distinct numbers [B, N] in [0, 1) that say which patches are masked."""
+    order = (np.arange(batch * patches) * 61 % 997).reshape(batch, patches)
+    return order.astype(np.float32) / 997
