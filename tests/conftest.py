@@ -1,0 +1,23 @@
+"""Every test runs on the CPU, seen by jax as eight devices, so sharding is tested everywhere."""
+
+import os
+
+import pytest
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--rewrite-golden",
+        action="store_true",
+        help="write the rendered configs under tests/golden/configs instead of comparing them",
+    )
+
+
+@pytest.fixture
+def rewrite_golden(request):
+    return request.config.getoption("--rewrite-golden")
