@@ -43,6 +43,29 @@ class StorageError(EncodersError):
     exit_code = 6
 
 
+class StartupError(EncodersError):
+    """The processes of a run did not find each other, or not the devices they should have."""
+
+    exit_code = 7
+
+
+class PeerError(EncodersError):
+    """Another process of the run died or stopped answering."""
+
+    exit_code = 8
+
+
+class DeadlineError(EncodersError):
+    """Start-up, a step or a barrier took longer than its deadline; the stacks were written."""
+
+    exit_code = 9
+
+
+# Not a failure: a signal asked the run to stop and its state is saved; the same command goes on.
+# (sysexits' EX_TEMPFAIL. Slurm scripts, Kubernetes policies and start-up scripts test for it.)
+STOPPED = 75
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest choice, or all choices if none is close."""
     choices = sorted(str(choice) for choice in choices)
