@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from configs import hardware
+
 IMAGENET_TRAIN = 1_281_167
 IMAGENET_CLASSES = 1000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,7 +39,7 @@ def imagenet_base(size: int = 224) -> ConfigDict:
             evaluators=dict(),
             checkpoint=dict(every={"epochs": 1}, keep_last=2),
             log=dict(every={"steps": 50}),
-            hardware=dict(),
+            hardware=hardware.section(),
         )
     )
 

@@ -9,6 +9,8 @@ Measured: linear probe 83.4 % against 76.3 % with random weights; kNN 81.4 % aga
 
 from ml_collections import ConfigDict
 
+from configs import hardware
+
 
 def get_config(arg=None):
     config = ConfigDict()
@@ -77,5 +79,5 @@ def get_config(arg=None):
     }
     config.checkpoint = dict(every={"percent": 50}, keep_last=1)
     config.log = dict(every={"steps": 25})
-    config.hardware = dict(mesh=dict(data=1, fsdp=-1, tensor=1))
-    return config
+    config.hardware = hardware.section()
+    return hardware.apply(config, arg)

@@ -8,6 +8,26 @@ Each changes speed and memory only. An experiment's get_config calls `apply` on 
 from ml_collections import ConfigDict
 
 
+def mesh(**sizes: int) -> dict[str, int]:
+    """All axes of a mesh; those not given stay as they are on one slice: everything is `fsdp`."""
+    return dict(dcn=1, data=1, fsdp=-1, tensor=1, sequence=1) | sizes
+
+
+def section() -> ConfigDict:
+    """The hardware section that experiments start from, for any machine."""
+    return ConfigDict(dict(mesh=mesh(), environment=dict()))
+
+
+def on(config: ConfigDict, sizes: dict[str, int], **environment: str) -> ConfigDict:
+    """The config with another mesh, and variables added to its environment."""
+    hardware = section()
+    hardware.update(config.get("hardware", {}))
+    hardware.mesh.update(sizes)
+    hardware.environment.update(environment)
+    config.hardware = hardware
+    return config
+
+
 def scan(config: ConfigDict) -> ConfigDict:
     """One compiled block for all layers: compile time no longer grows with depth."""
     config.model.scan = True
@@ -22,8 +42,7 @@ def remat(config: ConfigDict) -> ConfigDict:
 
 def replicate(config: ConfigDict) -> ConfigDict:
     """Plain data parallelism: every device holds all parameters."""
-    config.hardware = dict(mesh=dict(data=-1, fsdp=1, tensor=1))
-    return config
+    return on(config, mesh(data=-1, fsdp=1))
 
 
 TRANSFORMS = {"scan": scan, "remat": remat, "replicate": replicate}

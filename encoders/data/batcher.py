@@ -41,8 +41,7 @@ class Batcher:
       batch_size: rows of the global batch.
       seed: of the order and of the transforms.
       shuffle: False keeps the source's order.
-      process_index: this process, whose rows are the index-th contiguous part.
-      process_count: processes that share the global batch.
+      rows: sorted positions in the global batch of the rows to make; None makes all.
     """
 
     def __init__(
@@ -53,20 +52,15 @@ class Batcher:
         seed: int,
         *,
         shuffle: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise ConfigError(
-                f"batch_size: {batch_size} is not divisible by the {process_count} processes "
-                f"that share it."
-            )
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: must be at least 1, got {batch_size}.")
         if not 0 <= seed < 2**64:
             raise ConfigError(f"seed: expected a number in [0, 2**64), got {seed}.")
         self.source, self.transforms = source, tuple(transforms)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.local_size = batch_size // process_count
-        self.first_row = process_index * self.local_size
+        self.rows = np.arange(batch_size) if rows is None else np.asarray(rows)
         self._spec: Spec | None = None
         self._lock = threading.Lock()
 
@@ -75,6 +69,11 @@ class Batcher:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def local_size(self) -> int:
+        """Rows of a local batch."""
+        return len(self.rows)
 
     @property
     def spec(self) -> Spec:
@@ -105,18 +104,18 @@ class Batcher:
           DataError: nothing usable was found, or an example has another shape than the first one.
         """
         spec = self.spec
-        rows = np.arange(start, self.local_size if stop is None else stop)
-        positions = step * self.batch_size + self.first_row + rows
+        rows = self.rows[start:stop]
+        positions = step * self.batch_size + rows
         indices = self.source.indices_at(positions, self.seed, self.shuffle)
         corruptions: list[Corruption] = []
-        for row, position, index in zip(
-            rows.tolist(), positions.tolist(), indices.tolist(), strict=True
+        for place, (row, position, index) in enumerate(
+            zip(rows.tolist(), positions.tolist(), indices.tolist(), strict=True), start
         ):
             fields, met = self._make(position, index, spec)
             corruptions += met
             for name, value in fields.items():
-                out[name][row] = value
-            out["row"][row] = self.first_row + row
+                out[name][place] = value
+            out["row"][place] = row
         return corruptions
 
     def _make(

@@ -24,8 +24,7 @@ def eval_batches(
     transforms: Sequence[Callable],
     batch_size: int,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     threads: int | None = None,
 ) -> Iterator[Batch]:
     """Yields every example once, in the source's order.
@@ -34,25 +33,21 @@ def eval_batches(
       source: random access to examples.
       transforms: callables (example, rng) -> example without randomness, such as
         `Preprocessing.eval_transforms()`.
-      batch_size: rows of the global batch; every process gets its contiguous part, and all get as
-        many batches.
-      process_index: this process.
-      process_count: processes that share the batches.
+      batch_size: rows of the global batch; every process gets as many batches.
+      rows: sorted positions in the global batch of this process's rows, as `local_rows` gives them
+        for a mesh; None means all.
       threads: worker threads; None takes one per core.
 
     Yields:
-      field -> [B / process_count, ...], 'row' (int32 number in the source) and 'valid' (bool).
+      field -> [rows, ...], 'row' (int32 number in the source) and 'valid' (bool).
       Rows that pad the last batch, and corrupt examples, repeat another example and are not valid.
 
     Raises:
       DataError: the first examples are all corrupt.
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(
-            f"batch_size: {batch_size} is not divisible by the {process_count} processes that "
-            f"share it."
-        )
-    local = batch_size // process_count
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: must be at least 1, got {batch_size}.")
+    local = range(batch_size) if rows is None else rows.tolist()
 
     def make(index: int) -> Batch | None:
         if index >= len(source):
@@ -69,7 +64,7 @@ def eval_batches(
 
     filler: Batch = {}
 
-    def collate(rows: range, futures: list) -> Batch:
+    def collate(numbers: list[int], futures: list) -> Batch:
         made = [future.result() for future in futures]
         if not filler:
             candidates = itertools.chain(made, map(make, range(min(100, len(source)))))
@@ -79,25 +74,23 @@ def eval_batches(
                 f"data source: none of the first examples is usable, from {source.describe(0)} on."
             )
         spec = {name: (value.shape, value.dtype) for name, value in filler.items()}
-        for number, (row, fields) in enumerate(zip(rows, made, strict=True)):
+        for place, (index, fields) in enumerate(zip(numbers, made, strict=True)):
             if fields is not None:
-                made[number] = usable(
-                    row, functools.partial(check_fields, fields, spec, source, row)
+                made[place] = usable(
+                    index, functools.partial(check_fields, fields, spec, source, index)
                 )
         examples = [filler if fields is None else fields for fields in made]
         batch = {name: np.stack([example[name] for example in examples]) for name in spec}
-        batch["row"] = np.array(rows, np.int32)
+        batch["row"] = np.array(numbers, np.int32)
         batch["valid"] = np.array([fields is not None for fields in made])
         return batch
 
     pool = concurrent.futures.ThreadPoolExecutor(threads or available_cores())
     pending: collections.deque = collections.deque()
     try:
-        for first in range(
-            process_index * local, -(-len(source) // batch_size) * batch_size, batch_size
-        ):
-            rows = range(first, first + local)
-            pending.append((rows, [pool.submit(make, row) for row in rows]))
+        for first in range(0, len(source), batch_size):
+            numbers = [first + row for row in local]
+            pending.append((numbers, [pool.submit(make, index) for index in numbers]))
             if len(pending) > 2:
                 yield collate(*pending.popleft())
         while pending:

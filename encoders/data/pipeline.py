@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from encoders.config import build
 from encoders.data.batcher import Batch, Batcher, Corruption
 from encoders.data.preprocessing import Preprocessing
@@ -76,8 +78,8 @@ class Pipeline:
       batch_size: rows of the global batch.
       seed: of the order and of the transforms.
       shuffle: False keeps the source's order in every epoch.
-      process_index: this process.
-      process_count: processes that share the global batch.
+      rows: sorted positions in the global batch of this process's rows, as `local_rows` gives them
+        for a mesh; None means all.
       threads: threads that make batches ahead in `iterate`; None takes one per core, 0 makes them
         in the caller.
       processes: worker processes instead of threads, for transforms that hold Python's lock.
@@ -93,8 +95,7 @@ class Pipeline:
         seed: int,
         *,
         shuffle: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
         threads: int | None = None,
         processes: int = 0,
         max_corrupt_rate: float | None = None,
@@ -103,20 +104,13 @@ class Pipeline:
             raise ConfigError(
                 f"data: threads and processes count from 0, got {threads} and {processes}."
             )
-        self.batcher = Batcher(
-            source,
-            transforms,
-            batch_size,
-            seed,
-            shuffle=shuffle,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        self.batcher = Batcher(source, transforms, batch_size, seed, shuffle=shuffle, rows=rows)
         self.threads = available_cores() if threads is None else threads
         self.processes = processes
         self.max_corrupt_rate = max_corrupt_rate
         self.stats = PipelineStats()
-        self._rate_sample = min(_RATE_SAMPLE, -(-len(source) // process_count))
+        epoch = -(-len(source) * self.batcher.local_size // batch_size)
+        self._rate_sample = min(_RATE_SAMPLE, epoch)
 
     @property
     def examples_per_epoch(self) -> int:
@@ -124,8 +118,8 @@ class Pipeline:
         return len(self.batcher.source)
 
     def batch(self, step: int) -> Batch:
-        """This process's rows at `step`: field -> [B / process_count, ...], and 'row', their int32
-        number in the global batch.
+        """This process's rows at `step`: field -> [rows, ...], and 'row', their int32 position in
+        the global batch.
 
         Raises:
           DataError: too many examples are corrupt, or all are.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import json
@@ -21,10 +23,25 @@ from jax.sharding import PartitionSpec as P
 from encoders.config import build
 from encoders.data import SOURCES, Preprocessing, Source, eval_batches
 from encoders.data.prefetch import prefetch
-from encoders.parallel.mesh import batch_shards, replicated, to_device
+from encoders.parallel.mesh import batch_shards, local_rows, replicated, to_device
 from encoders.parallel.sharding import batch_major_activations
 
 DType = Literal["float32", "bfloat16"]
+
+# Called before every evaluation batch: the loop's way to leave an evaluation in the middle.
+_between_batches: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar(
+    "between_batches", default=lambda: None
+)
+
+
+@contextlib.contextmanager
+def between_batches(call: Callable[[], None]) -> Iterator[None]:
+    """While inside, `call` is called before every batch of every evaluator; it may raise."""
+    token = _between_batches.set(call)
+    try:
+        yield
+    finally:
+        _between_batches.reset(token)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -96,23 +113,22 @@ def batches(
       'image' uint8 [B, H, W, C], 'label' int32 [B], 'row' int32 [B] and 'valid' bool [B], split
       over the mesh's batch axes; rows that pad the last batch are not valid.
     """
+    rows = None
     if mesh is not None:
         shards = batch_shards(mesh)
         batch_size = math.ceil(batch_size / shards) * shards
-    host = eval_batches(
-        source,
-        preprocessing.eval_transforms(),
-        batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+        rows = local_rows(mesh, batch_size)
+    host = eval_batches(source, preprocessing.eval_transforms(), batch_size, rows=rows)
     move = jax.device_put if mesh is None else functools.partial(to_device, mesh=mesh)
 
     def numeric(batch: Mapping[str, np.ndarray]) -> Any:
         return move({k: v for k, v in batch.items() if v.dtype.kind in "biuf"})
 
+    call = _between_batches.get()
     with prefetch(host, numeric) as ahead:
-        yield from ahead
+        for batch in ahead:
+            call()
+            yield batch
 
 
 def on_mesh(

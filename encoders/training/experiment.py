@@ -21,7 +21,7 @@ from encoders.models import MODELS
 from encoders.objectives import OBJECTIVES
 from encoders.objectives.base import Objective
 from encoders.parallel import sharding
-from encoders.parallel.mesh import batch_shards, make_mesh, replicated
+from encoders.parallel.mesh import batch_shards, local_rows, make_mesh, replicated
 from encoders.training.optimizers import make_optimizer
 from encoders.training.sections import Sections
 from encoders.training.state import TrainState
@@ -148,8 +148,7 @@ class Experiment:
             self.transforms,
             self.sections.batch_size,
             self.sections.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=local_rows(self.mesh, self.sections.batch_size),
             threads=data.threads,
             processes=data.processes,
             max_corrupt_rate=data.max_corrupt_rate,
@@ -294,5 +293,7 @@ def build_objective(config: Mapping[str, Any]) -> Objective:
     return build(OBJECTIVES, section, "objective", encoder=encoder, **context)
 
 
-def _mesh_sizes(data: int = 1, fsdp: int = -1, tensor: int = 1) -> None:
+def _mesh_sizes(
+    dcn: int = 1, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1
+) -> None:
     """The schema of hardware.mesh."""

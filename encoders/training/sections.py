@@ -55,7 +55,8 @@ class Log:
 class Hardware:
     """config.hardware: how the machine is used; changes speed and memory, never the result.
 
-    compute_dtype None means bfloat16 on accelerators and float32 on CPU.
+    compute_dtype None means bfloat16 on accelerators and float32 on CPU. environment has variables
+    to set before jax starts; what the user's own environment has is appended, and so wins.
     """
 
     mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -63,6 +64,7 @@ class Hardware:
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     tensor_rules: tuple[tuple[str, tuple[str | None, ...]], ...] = sharding.TENSOR_RULES
     fsdp_min_size: int = 2**14
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

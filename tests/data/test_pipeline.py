@@ -76,8 +76,8 @@ def test_a_batch(source, reference):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_global_batch_is_the_same_on_any_number_of_processes(source, reference, processes):
     pipelines = [
-        Pipeline(source, TRANSFORMS, 24, 7, process_index=index, process_count=processes)
-        for index in range(processes)
+        Pipeline(source, TRANSFORMS, 24, 7, rows=rows)
+        for rows in np.split(np.arange(24), processes)
     ]
     for step in (0, 2, 5):
         parts = [pipeline.batch(step) for pipeline in pipelines]
@@ -146,13 +146,12 @@ def test_images_of_different_sizes_are_explained():
 
 
 def test_an_epoch_counts_all_processes(source):
-    assert Pipeline(source, [], 10, 0, process_index=1, process_count=2).examples_per_epoch == 50
+    assert Pipeline(source, [], 10, 0, rows=np.arange(5, 10)).examples_per_epoch == 50
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 10, "process_count": 4}, "10 is not divisible by the 4 processes"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 4, "seed": -1}, "seed"),
         ({"batch_size": 4, "threads": -1}, "threads"),
@@ -173,8 +172,8 @@ def test_corrupt_examples_are_replaced_alike_on_any_number_of_processes():
     whole = [reference.batch(step) for step in range(3)]
     for count in (2, 4):
         parts = [
-            Pipeline(Files(**BROKEN), [Decode()], 40, 0, process_index=i, process_count=count)
-            for i in range(count)
+            Pipeline(Files(**BROKEN), [Decode()], 40, 0, rows=rows)
+            for rows in np.split(np.arange(40), count)
         ]
         for step in range(3):
             assert equal(joined([part.batch(step) for part in parts]), whole[step])
@@ -254,10 +253,8 @@ def test_a_mixture_replaces_from_the_same_source():
 def test_eval_batches_give_each_example_once(processes):
     files = Files(count=23)
     parts = [
-        list(
-            eval_batches(files, [Decode()], 10, process_index=i, process_count=processes, threads=2)
-        )
-        for i in range(processes)
+        list(eval_batches(files, [Decode()], 10, rows=rows, threads=2))
+        for rows in np.split(np.arange(10), processes)
     ]
     assert [len(part) for part in parts] == [3] * processes
     batches = [joined(list(pair)) for pair in zip(*parts, strict=True)]
@@ -277,5 +274,5 @@ def test_eval_batches_leave_corrupt_examples_out(caplog):
     assert sum("file 4" in r.getMessage() for r in caplog.records) == 1
     with pytest.raises(DataError, match="none of the first"):
         list(eval_batches(Files(count=3, absent=(0, 1, 2)), [Decode()], 3))
-    with pytest.raises(ConfigError, match="divisible"):
-        list(eval_batches(Files(), [], 3, process_count=2))
+    with pytest.raises(ConfigError, match="batch_size"):
+        list(eval_batches(Files(), [], 0))

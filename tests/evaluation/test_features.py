@@ -38,10 +38,17 @@ def test_padded_last_batch_is_dropped(expected):
     np.testing.assert_array_equal(found.labels, labels)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (1, 2, 4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(data=8, fsdp=1, tensor=1),
+        dict(data=2, fsdp=4, tensor=1),
+        dict(data=1, fsdp=2, tensor=4),
+    ],
+)
 def test_any_mesh_gives_the_same(expected, sizes):
     encoder, variables, encoded, labels = expected
-    mesh = make_mesh(*sizes)
+    mesh = make_mesh(**sizes)
     sharded = jax.tree.map(
         lambda x: jax.device_put(x, NamedSharding(mesh, P("fsdp") if x.ndim == 2 else P())),
         variables,
@@ -108,7 +115,7 @@ def test_large_sets_are_not_kept(expected):
 
 def test_random_weights_differ_by_seed_only(expected):
     encoder, variables, _, _ = expected
-    mesh = make_mesh(1, 8, 1)
+    mesh = make_mesh(data=1, fsdp=8, tensor=1)
     on_mesh = FeatureExtractor(PREPROCESSING, mesh).random(encoder, variables, split(), "pooled", 3)
     alone = FeatureExtractor(PREPROCESSING).random(encoder, variables, split(), "pooled", 3)
     other = FeatureExtractor(PREPROCESSING).random(encoder, variables, split(), "pooled", 4)

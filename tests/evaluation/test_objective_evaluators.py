@@ -34,11 +34,11 @@ def classifier(data):
     return module, module.init(jax.random.key(1), {"image": data[0][:1]})
 
 
-@pytest.mark.parametrize("sizes", [None, (2, 4, 1)])
+@pytest.mark.parametrize("sizes", [None, dict(data=2, fsdp=4, tensor=1)])
 def test_classification_is_that_of_the_logits(data, classifier, sizes):
     module, variables = classifier
     images, labels = data
-    found = make("classification", None if sizes is None else make_mesh(*sizes)).run(
+    found = make("classification", None if sizes is None else make_mesh(**sizes)).run(
         module, variables
     )
     logits = np.asarray(module.apply(variables, images, method="logits"), np.float64)
@@ -71,11 +71,11 @@ def test_an_evaluator_of_another_objective_says_so(classifier):
         make("reconstruction").run(*classifier)
 
 
-@pytest.mark.parametrize("sizes", [None, (4, 2, 1)])
+@pytest.mark.parametrize("sizes", [None, dict(data=4, fsdp=2, tensor=1)])
 def test_reconstruction_measures_and_draws(data, tmp_path, sizes):
     module = ToyFiller(ToyEncoder())
     variables = {"params": {"grey": jnp.float32(0.3)}}
-    mesh = None if sizes is None else make_mesh(*sizes)
+    mesh = None if sizes is None else make_mesh(**sizes)
     evaluator = make("reconstruction", mesh, tmp_path, examples=5)
     found = evaluator.run(module, variables, step=40)
     expected = np.square(data[0][:, 4:] - 0.3).mean()

@@ -34,13 +34,15 @@ def clusters(rng, examples, classes=5, width=12, noise=1.0):
 # --- nearest neighbours -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [None, (2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize(
+    "sizes", [None, dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=8, tensor=1)]
+)
 def test_neighbours_are_those_of_the_whole_matrix(sizes, monkeypatch):
     monkeypatch.setattr(knn, "BANK_CHUNK", 16)
     monkeypatch.setattr(knn, "QUERY_CHUNK", 32)
     rng = np.random.default_rng(1)
     train, test = clusters(rng, 333), clusters(rng, 75)
-    mesh = None if sizes is None else make_mesh(*sizes)
+    mesh = None if sizes is None else make_mesh(**sizes)
     similarity, labels = knn.neighbours(train, test.features, 50, mesh)
 
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (test.features, train.features)]
@@ -71,7 +73,7 @@ def test_knn_reports_every_k_and_the_first_as_headline():
 # --- linear probe -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [None, (2, 4, 1)])
+@pytest.mark.parametrize("sizes", [None, dict(data=2, fsdp=4, tensor=1)])
 def test_logistic_regression_reaches_the_minimum(sizes):
     rng = np.random.default_rng(2)
     # Strongly correlated features: what makes plain L-BFGS slow.
@@ -96,7 +98,7 @@ def test_logistic_regression_reaches_the_minimum(sizes):
         objective, np.zeros(13 * classes), jac=True, method="L-BFGS-B",
         options={"maxiter": 5000, "gtol": 1e-9, "ftol": 0},
     )  # fmt: skip
-    mesh = None if sizes is None else make_mesh(*sizes)
+    mesh = None if sizes is None else make_mesh(**sizes)
     problem = LogisticRegression(features, train.labels, classes, mesh=mesh, tolerance=1e-5)
     found = problem.fit(l2, weights)
     assert found.iterations < 60
@@ -133,7 +135,9 @@ def test_linear_probe_beats_its_baseline_and_repeats_exactly():
         name: value for name, value in first.items() if name not in ("pixels", "random")
     }
     on_mesh = make(
-        "linear_probe", mesh=make_mesh(1, 2, 1, devices=jax.devices()[:2]), **fields
+        "linear_probe",
+        mesh=make_mesh(data=1, fsdp=2, tensor=1, devices=jax.devices()[:2]),
+        **fields,
     ).run(encoder, variables)
     assert on_mesh["accuracy"] == pytest.approx(first["accuracy"], abs=0.04)
     assert on_mesh["cross_entropy"] == pytest.approx(first["cross_entropy"], rel=0.02)

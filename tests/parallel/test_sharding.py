@@ -80,5 +80,5 @@ def test_activations_keep_their_rows_on_the_batch_axes():
             return model.apply(params, x)
 
     out = jax.jit(apply)(placed, jax.device_put(x, batch_sharding(mesh)))
-    assert out.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"))), out.ndim)
+    assert out.sharding.is_equivalent_to(NamedSharding(mesh, P(("dcn", "data", "fsdp"))), out.ndim)
     np.testing.assert_allclose(out, model.apply(params, x), atol=1e-5)

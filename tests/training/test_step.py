@@ -28,7 +28,12 @@ OBJECTIVES = {
     ),
     "classification": Classification(encoder=ENCODER, num_classes=5, mixup=0.8, cutmix=1.0),
 }
-SIZES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
+SIZES = [
+    dict(data=data, fsdp=fsdp, tensor=8 // data // fsdp)
+    for data in (1, 2, 4, 8)
+    for fsdp in (1, 2, 4, 8)
+    if 8 % (data * fsdp) == 0
+]
 
 
 @functools.cache
@@ -83,7 +88,7 @@ def reference(name):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_every_mesh_gives_the_loss_and_gradients_of_one_device(sizes):
     expected_loss, expected, _ = reference("masked_image")
-    loss, grads, metrics = run("masked_image", make_mesh(*sizes))
+    loss, grads, metrics = run("masked_image", make_mesh(**sizes))
     np.testing.assert_allclose(loss, expected_loss, atol=1e-5)
     chex.assert_trees_all_close(grads, expected, atol=1e-5)
     assert metrics["finite"].all()
