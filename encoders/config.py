@@ -194,7 +194,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
     if path.suffix == ".json":
         config = ml_collections.ConfigDict(_read_json(path))
     else:
-        get_config = getattr(_import_file(path), "get_config", None)
+        get_config = getattr(import_file(path), "get_config", None)
         if get_config is None:
             raise ConfigError(f"--config: '{name}' defines no get_config(arg=None).")
         try:
@@ -216,8 +216,9 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _import_file(path: pathlib.Path) -> types.ModuleType:
-    # A config may import its neighbours as configs.*, wherever the command was started.
+def import_file(path: pathlib.Path) -> types.ModuleType:
+    """The module of a config file, which may import its neighbours as configs.*."""
+    # So that they are found wherever the command was started.
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     root = str(path.resolve().parent.parent)
