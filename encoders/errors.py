@@ -8,9 +8,15 @@ from collections.abc import Callable, Iterable
 
 
 class EncodersError(Exception):
-    """Base of every error caused by input rather than by a bug; its message is one sentence."""
+    """Base of every error caused by input rather than by a bug; its message is one sentence.
+
+    Attributes:
+      exit_code: of a command that ends with it.
+      agreed: whether every process of the run raises it, so that all can leave in order.
+    """
 
     exit_code = 1
+    agreed = False
 
 
 class ConfigError(EncodersError):
@@ -35,6 +41,7 @@ class NonFiniteError(EncodersError):
     """The loss or a gradient stopped being a finite number."""
 
     exit_code = 5
+    agreed = True  # both are of the global batch
 
 
 class StorageError(EncodersError):

@@ -72,7 +72,8 @@ def parse_flags(
       **required: name -> help of further required string flags.
 
     Returns:
-      The flags, and the config with its overrides applied.
+      The flags, with the overrides as they were given in `overrides`, and the config with them
+      applied.
 
     Raises:
       ConfigError: an unknown flag or a bad override.
@@ -84,4 +85,5 @@ def parse_flags(
     if extend is not None:
         extend(parser)
     flags, overrides = parse(parser, arguments)
+    flags.overrides = overrides
     return flags, load_config(flags.config, overrides)

@@ -1,26 +1,54 @@
-"""Trains one experiment on this machine: python -m launch.local --config C --workdir runs/x."""
+"""Trains one experiment on this machine: python -m launch.local --config C --workdir runs/x.
+
+With --processes N it trains in N processes that talk as they would over a network, and starts them
+again when one dies.
+"""
 
 from __future__ import annotations
 
-import logging
-import sys
+import argparse
+from collections.abc import Sequence
 
-from encoders.errors import exit_cleanly
+from encoders.errors import ConfigError, exit_cleanly
 from encoders.parallel.host import retain_freed_memory
+from launch import session
 from launch.flags import parse_flags
+from launch.job import Job
 
 
-def main() -> int:
-    flags, config = parse_flags(__doc__, workdir="where checkpoints, metrics and logs go")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("encoders").setLevel(logging.INFO)
-    retain_freed_memory()
-    # Imported late: a misspelt flag should not wait for jax.
-    from encoders.training.experiment import Experiment
-    from encoders.training.loop import train
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--processes", type=int, metavar="N", help="how many processes; default: only this one")
+    add("--devices-per-process", type=int, metavar="M", help="default: 1")
+    add("--retries", type=int, default=3, metavar="R", help="starts after a process died")
+    add("--compile-only", action="store_true", help="fills the compilation cache, trains nothing")
 
-    train(Experiment(config), flags.workdir)
-    return 0
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags, config = parse_flags(
+        __doc__, arguments, extend=add_flags, workdir="where checkpoints, metrics and logs go"
+    )
+    session.log_to_stderr()
+    if flags.processes is None:
+        if flags.devices_per_process is not None:
+            raise ConfigError("--devices-per-process needs --processes.")
+        session.apply_environment(config)
+        retain_freed_memory()
+        session.keep_compiled()
+        if flags.compile_only:
+            return session.compile_only(config)
+        return session.train(config, flags.workdir)
+    if flags.compile_only:
+        raise ConfigError("--compile-only works in one process: leave out --processes.")
+    from launch.supervisor import supervise
+
+    overrides = tuple(flags.overrides)
+    return supervise(
+        Job(flags.config, flags.workdir, overrides),
+        flags.processes,
+        flags.devices_per_process or 1,
+        flags.retries,
+    )
 
 
 if __name__ == "__main__":

@@ -33,8 +33,10 @@ from jax.experimental import multihost_utils
 from encoders import rules
 from encoders.checkpoints import manifest as manifests
 from encoders.errors import CheckpointError, StorageError
+from encoders.parallel import processes
 
 _METADATA, _ARRAYS = "metadata.json", "arrays"
+_SAVE_SECONDS = 3600.0  # how long one process waits for another to save
 
 # How the layers below say that the disk, and not the program, is at fault.
 _STORAGE_SIGNS = (
@@ -165,8 +167,14 @@ class CheckpointStore:
         leaves = [x if isinstance(x, jax.Array) else np.array(x) for x in jax.tree.leaves(state)]
         flat = dict(zip(rules.leaf_paths(state), leaves, strict=True))
         arrays = {path: [list(x.shape), str(x.dtype)] for path, x in flat.items()}
+
+        def prepare() -> None:
+            if jax.process_index() == 0:
+                with self._storage_errors(step):
+                    self._prepare(step, sum(x.nbytes for x in leaves))
+
+        processes.together(f"checkpoint {step} prepared", prepare, _SAVE_SECONDS)
         with self._storage_errors(step):
-            self._prepare(step, sum(x.nbytes for x in leaves))
             self._orbax.save(
                 self._path(step) / _ARRAYS, args=ocp.args.PyTreeSave(rules.unflatten(flat))
             )
@@ -185,10 +193,12 @@ class CheckpointStore:
         if pending is None:
             return
         step, self._saved = self._saved, -1
-        with self._storage_errors(step):
-            pending.result()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"checkpoint {step} finished")
+
+        def result() -> None:
+            with self._storage_errors(step):
+                pending.result()
+
+        processes.together(f"checkpoint {step} finished", result, _SAVE_SECONDS)
         self._saved = step
 
     def close(self) -> None:
@@ -205,18 +215,15 @@ class CheckpointStore:
 
     def _prepare(self, step: int, size: int) -> None:
         """Removes what interrupted saves left; makes the directory if `size` bytes fit in."""
-        if jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            finished = set(self.steps())
-            for path in self.directory.iterdir():
-                if path.name.isdigit() and int(path.name) not in finished:
-                    shutil.rmtree(path)
-            free = shutil.disk_usage(self.directory).free
-            if free < size:
-                raise self._not_written(step, f"it needs {_human(size)}, {_human(free)} are free")
-            self._path(step).mkdir()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"checkpoint {step} prepared")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        finished = set(self.steps())
+        for path in self.directory.iterdir():
+            if path.name.isdigit() and int(path.name) not in finished:
+                shutil.rmtree(path)
+        free = shutil.disk_usage(self.directory).free
+        if free < size:
+            raise self._not_written(step, f"it needs {_human(size)}, {_human(free)} are free")
+        self._path(step).mkdir()
 
     def _finish(
         self, step: int, text: str, metrics: dict[str, float], arrays: dict[str, Any]

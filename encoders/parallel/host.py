@@ -26,7 +26,7 @@ def retain_freed_memory() -> bool:
     Returns:
       Whether the allocator was changed.
     """
-    if sys.platform != "linux" or _has_accelerator():
+    if sys.platform != "linux" or has_accelerator():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -37,7 +37,7 @@ def retain_freed_memory() -> bool:
     return all(accepted)
 
 
-def _has_accelerator() -> bool:
+def has_accelerator() -> bool:
     """Whether jax will find one, judged without starting jax."""
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
+import math
 import pathlib
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
-from encoders import rules
 from encoders.checkpoints.store import CheckpointStore
-from encoders.config import to_json
 from encoders.data.prefetch import prefetch
-from encoders.errors import NonFiniteError, StorageError
-from encoders.parallel.chips import peak_flops
+from encoders.errors import PeerError, StorageError
+from encoders.evaluation.base import between_batches
+from encoders.parallel import processes
 from encoders.parallel.mesh import to_device
 from encoders.training.experiment import Experiment
-from encoders.training.metrics import MetricWriter, write_facts, write_status
+from encoders.training.meter import Meter
+from encoders.training.metrics import (
+    MetricWriter,
+    end_session,
+    first_start,
+    last_values,
+    write_facts,
+    write_status,
+)
 from encoders.training.progress import Progress
-from encoders.training.start import claim_directory, starting_state
+from encoders.training.start import claimed_directory, starting_state, storage_errors
 from encoders.training.state import TrainState
+from encoders.training.stopping import Interrupted, Stop, stop_signals
+from encoders.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +41,8 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> dict[str, Any]
     """Runs an experiment until its end, or until SIGTERM or Ctrl-C, in `workdir`.
 
     Calling it again on the same directory goes on from the last checkpoint, bit for bit as if it
-    had never stopped.
+    had never stopped; on other devices or another number of processes, as exactly as their sums
+    round. Of many processes every one calls it.
 
     Returns:
       {'state': 'finished' | 'stopped', 'step': n, and the last value of every metric}.
@@ -43,31 +51,46 @@ def train(experiment: Experiment, workdir: str | pathlib.Path) -> dict[str, Any]
       EncodersError: bad config, data, checkpoint, disk or numbers; what was saved stays.
     """
     workdir = pathlib.Path(workdir)
-    with _disk_errors(workdir):
-        claim_directory(workdir, experiment.config, to_json(experiment.config))
-        with (
-            _log_file(workdir),
-            _failure_in_status(workdir),
-            _stop_signals() as stop,
-            open_store(experiment, workdir) as store,
-        ):
-            return _run(experiment, workdir, store, stop)
+
+    def failed(message: str) -> None:
+        write_status(workdir, "failed", message=message)
+
+    with (
+        storage_errors(workdir),
+        claimed_directory(workdir, experiment),
+        _log_file(workdir),
+        _failure_in_status(workdir),
+        stop_signals() as stop,
+        Watchdog(experiment.sections.deadlines, workdir, failed) as watchdog,
+        open_store(experiment, workdir) as store,
+    ):
+        return _run(experiment, workdir, store, stop, watchdog)
 
 
 def _run(
-    experiment: Experiment, workdir: pathlib.Path, store: CheckpointStore, stop: _Stop
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    store: CheckpointStore,
+    stop: Stop,
+    watchdog: Watchdog,
 ) -> dict[str, Any]:
-    sections, durations = experiment.sections, experiment.durations
-    total = experiment.total_steps
+    sections, patience = experiment.sections, experiment.sections.deadlines.startup or math.inf
+    evaluators, pipeline = processes.together(
+        "opening the data",
+        lambda: (experiment.evaluators(workdir), experiment.pipeline()),
+        patience,
+    )
+    durations, total = experiment.durations, experiment.total_steps
     log_every = max(1, durations.steps(sections.log.every, "log.every"))
     save_every = max(1, durations.steps(sections.checkpoint.every, "checkpoint.every"))
-    state = starting_state(experiment, store)
+    state = processes.together(
+        "making the first state", lambda: starting_state(experiment, store), patience
+    )
     first = int(state.step)
     write_status(workdir, "running", first, total)
-    evaluators = experiment.evaluators(workdir)
     writer = MetricWriter(workdir, tensorboard=sections.log.tensorboard)
     writer.truncate(first)
-    pipeline = experiment.pipeline()
+    before = processes.from_first("reading the metrics so far", lambda: last_values(workdir, first))
     write_facts(
         workdir,
         first_step=first,
@@ -78,8 +101,13 @@ def _run(
         compute_dtype=str(experiment.compute_dtype),
         evaluators={name: evaluator.sizes for name, (evaluator, _) in evaluators.items()},
     )
-    step_fn, compile_seconds = _compile(experiment, state, pipeline.batcher.empty())
-    meter = _Meter(experiment, compile_seconds)
+    step_fn, compile_seconds = compile_step(experiment, state, pipeline.batcher.empty())
+    meter = Meter(
+        experiment,
+        compile_seconds,
+        started=first_start(workdir),
+        useful_seconds=before.get("train/useful_seconds", 0.0),
+    )
     last: dict[str, Any] = {}
 
     def flush(step: int) -> None:
@@ -93,8 +121,19 @@ def _run(
         write_status(workdir, "running", step, total, last)
 
     def evaluate(step: int, names: list[str]) -> dict[str, float]:
-        scores = {}
-        with meter.paused():
+        """Scores of the evaluators; without those that a stop left no time for."""
+        scores: dict[str, float] = {}
+
+        def next_batch() -> None:
+            watchdog.progress("evaluation")
+            stop.interrupt()
+
+        with (
+            meter.paused(),
+            watchdog.phase("evaluation"),
+            between_batches(next_batch),
+            contextlib.suppress(Interrupted),
+        ):
             for name in names:
                 found = run_evaluator(evaluators[name][0], experiment, state, step)
                 record = {f"eval/{name}/{key}": value for key, value in found.items()}
@@ -105,12 +144,12 @@ def _run(
         return scores
 
     def save(step: int, scores: dict[str, float]) -> None:
-        with meter.paused():
+        with meter.paused(), watchdog.phase("barrier"):
             store.save(step, state.replace(teacher=None), experiment.metadata(step), scores)
 
     log.info(
-        "training steps %d to %d on %d %s device(s)", first, total, experiment.mesh.size,
-        experiment.mesh.devices.flat[0].platform,
+        "training steps %d to %d on %d %s device(s) of %d process(es)", first, total,
+        experiment.mesh.size, experiment.mesh.devices.flat[0].platform, jax.process_count(),
     )  # fmt: skip
     step = first
     due = False
@@ -124,11 +163,20 @@ def _run(
         Progress(total, first) as progress,
     ):
         meter.start(batches)
-        while step < total and not stop.requested:
+        missed = [
+            name
+            for name, (_, every) in evaluators.items()
+            if first and is_due(first, every, total)
+            and not any(key.startswith(f"eval/{name}/") for key in before.get("at_step", ()))
+        ]  # fmt: skip
+        if missed and not stop.poll():  # a stop left no time for them
+            evaluate(first, missed)
+        while step < total and not stop.poll():
+            watchdog.progress()
             profile(step)
             batch = next(batches)
-            with jax.transfer_guard("disallow"):  # a hidden host sync in the step is an error
-                state, metrics = step_fn(state, batch)
+            with jax.transfer_guard("disallow"), meter.on_device():
+                state, metrics = step_fn(state, batch)  # a hidden host sync here is an error
             step += 1
             progress.update(step)
             if due:  # read one window while the device works on the next
@@ -145,11 +193,13 @@ def _run(
                 save(step, scores)
         if meter.pending:
             flush(step)
-    if step < total and store.latest() != step:
-        save(step, {})
-    store.wait()
-    outcome = "finished" if step == total else "stopped"
+    with watchdog.phase("barrier"):
+        if step < total and store.latest() != step:
+            save(step, {})
+        store.wait()
+    outcome = "stopped" if step < total or stop.requested else "finished"
     write_status(workdir, outcome, step, total, last)
+    end_session(workdir, outcome)
     writer.close()
     log.info("%s at step %d of %d; checkpoint saved in %s", outcome, step, total, store.directory)
     return {"state": outcome, "step": step, **last}
@@ -189,8 +239,17 @@ def run_evaluator(
     return evaluator.run(experiment.objective, {"params": params, **state.stats}, step=step)
 
 
-def _compile(experiment: Experiment, state: TrainState, batch: Any) -> tuple[Any, float]:
-    """Compiles the step ahead of the loop, so that its time is known and logged."""
+def compile_step(experiment: Experiment, state: TrainState, batch: Any) -> tuple[Any, float]:
+    """Compiles the step ahead of the loop, so that its time is known and logged.
+
+    Args:
+      experiment: what to compile.
+      state: its state, or the shapes of it.
+      batch: this process's rows, with any values.
+
+    Returns:
+      The step, and the seconds it took; few where jax's compilation cache has it.
+    """
     began = time.perf_counter()
     batch = to_device(batch, experiment.mesh)
     compiled = experiment.step().lower(state, batch).compile()
@@ -199,141 +258,36 @@ def _compile(experiment: Experiment, state: TrainState, batch: Any) -> tuple[Any
     return compiled, seconds
 
 
-class _Meter:
-    """Collects the device metrics of a window of steps; reading them is one transfer."""
-
-    def __init__(self, experiment: Experiment, compile_seconds: float):
-        self.experiment = experiment
-        self.compile_seconds = compile_seconds
-        self.pending: list[Any] = []
-        self._pause = 0.0
-        self._batches: Any = None
-
-    def start(self, batches: Any) -> None:
-        self._batches = batches
-        self._mark, self._waited = time.perf_counter(), batches.waited
-
-    def add(self, metrics: Any) -> None:
-        self.pending.append(metrics)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent in here is not training time."""
-        began = time.perf_counter()
-        yield
-        self._pause += time.perf_counter() - began
-
-    def flush(self, step: int, store: CheckpointStore) -> dict[str, float]:
-        """Means over the window that ends at `step`, as sums over weights.
-
-        Raises:
-          NonFiniteError: a step of the window had a non-finite loss or gradient.
-        """
-        window, self.pending = jax.device_get(self.pending), []
-        if not window:
-            return {}
-        self._check_finite(window, step - len(window), store)
-        now = time.perf_counter()
-        seconds = max(now - self._mark - self._pause, 1e-9)
-        waited = self._batches.waited - self._waited
-        self._mark, self._pause, self._waited = now, 0.0, self._batches.waited
-        record = {}
-        for name in window[-1]:
-            if name == "finite":
-                continue
-            values = [metrics[name] for metrics in window]
-            if isinstance(values[0], tuple):
-                summed, weight = np.sum(np.asarray(values, np.float64), axis=0)
-                record[f"train/{name}"] = float(summed / max(weight, 1e-9))
-            else:
-                record[f"train/{name}"] = float(np.mean(values))
-        rate = len(window) * self.experiment.sections.batch_size / seconds
-        record["train/examples_per_second"] = rate
-        record["train/data_wait"] = waited / seconds
-        record["train/compile_seconds"] = self.compile_seconds
-        peak = peak_flops(self.experiment.mesh.devices.flat[0])
-        if peak is not None:
-            flops = self.experiment.flops_per_example() * rate
-            record["train/mfu"] = flops / (peak * self.experiment.mesh.size)
-        return record
-
-    def _check_finite(self, window: list[Any], before: int, store: CheckpointStore) -> None:
-        for offset, metrics in enumerate(window):
-            if metrics["finite"].all() and np.isfinite(metrics["loss"][0]):
-                continue
-            paths = rules.leaf_paths(self.experiment.param_shapes)
-            bad = [p for p, fine in zip(paths, metrics["finite"], strict=True) if not fine]
-            store.wait()
-            good = store.latest()
-            where = (
-                f"the last good checkpoint is step {good} in {store.directory}"
-                if good is not None
-                else "no checkpoint had been saved yet"
-            )
-            raise NonFiniteError(
-                f"step {before + offset + 1}: loss {metrics['loss'][0]} and "
-                f"{len(bad)} of {len(paths)} gradients are not finite "
-                f"({', '.join(bad[:4]) or 'none'}{', ...' if len(bad) > 4 else ''}); {where}."
-            )
-
-
 # --- around the loop ------------------------------------------------------------------------------
-
-
-class _Stop:
-    """Set by SIGTERM or the first Ctrl-C; the second Ctrl-C interrupts at once."""
-
-    requested = False
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    stop = _Stop()
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.requested = True
-        log.info("%s: saving after this step, then stopping", signal.Signals(number).name)
-
-    before = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, handle)
-    except ValueError:
-        log.info("not in the main thread: signals keep their handlers")
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _disk_errors(workdir: pathlib.Path) -> Iterator[None]:
-    """Gives a full disk its own error, wherever it shows."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise StorageError(f"{workdir}: {error.strerror}; free space and start again.") from error
 
 
 @contextlib.contextmanager
 def _failure_in_status(workdir: pathlib.Path) -> Iterator[None]:
-    """Leaves the reason of a failure in status.json."""
+    """Leaves the reason of a failure in status.json.
+
+    Raises:
+      PeerError: for what jax says when another process is gone.
+    """
     try:
         yield
     except BaseException as error:
+        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+            lost = PeerError(
+                f"process {jax.process_index()}: another process of the run is gone or stopped "
+                f"answering ({str(error).splitlines()[0]})."
+            )
+            log.error(lost)
+            raise lost from error  # whoever is at fault says so in status.json
         with contextlib.suppress(OSError, StorageError):
             write_status(workdir, "failed", message=str(error) or type(error).__name__)
+            end_session(workdir, "failed")
         raise
 
 
 @contextlib.contextmanager
 def _log_file(workdir: pathlib.Path) -> Iterator[None]:
-    handler = logging.FileHandler(workdir / "log.txt")
+    index = jax.process_index()
+    handler = logging.FileHandler(workdir / (f"log-{index}.txt" if index else "log.txt"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("encoders")
     logger.addHandler(handler)

@@ -136,6 +136,18 @@ def read_metrics(directory: str | pathlib.Path) -> list[dict[str, Any]]:
     return [record for record in records if record is not None]
 
 
+def last_values(directory: str | pathlib.Path, step: int) -> dict[str, Any]:
+    """What a run that goes on at `step` needs to know of its records.
+
+    Returns:
+      {'train/useful_seconds': seconds so far, 'at_step': names of the metrics of `step`}.
+    """
+    records = [record for record in read_metrics(directory) if record["step"] <= step]
+    useful = [r["train/useful_seconds"] for r in records if "train/useful_seconds" in r]
+    names = {name for record in records if record["step"] == step for name in record}
+    return {"train/useful_seconds": useful[-1] if useful else 0.0, "at_step": sorted(names)}
+
+
 # --- status -------------------------------------------------------------------------------------
 
 
@@ -208,6 +220,22 @@ def write_facts(directory: str | pathlib.Path, *, first_step: int, **facts: Any)
     }
     known.update(facts, sessions=[*known.get("sessions", []), session])
     _write_json(path, known)
+
+
+def end_session(directory: str | pathlib.Path, outcome: State) -> None:
+    """Records how and when this session ended; one without an outcome died, or still runs."""
+    if jax.process_index() != 0:
+        return
+    facts = read_facts(directory)
+    if facts.get("sessions"):
+        facts["sessions"][-1] |= {"outcome": outcome, "ended": round(time.time(), 3)}
+        _write_json(pathlib.Path(directory) / FACTS, facts)
+
+
+def first_start(directory: str | pathlib.Path) -> float | None:
+    """When the run was first started, in seconds since 1970; None before that."""
+    sessions = read_facts(directory).get("sessions")
+    return sessions[0]["started"] if sessions else None
 
 
 def read_facts(directory: str | pathlib.Path) -> dict[str, Any]:

@@ -52,6 +52,23 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True)
+class Deadlines:
+    """config.deadlines: seconds after which a run that makes no progress is ended; None for never.
+
+    Attributes:
+      startup: opening data, restoring and compiling, up to the first step.
+      step: one step, with the wait for its batch.
+      evaluation: from one batch of an evaluation to the next, compilation and probes included.
+      barrier: a save, which waits for the slowest process.
+    """
+
+    startup: float | None = 3600.0
+    step: float | None = 900.0
+    evaluation: float | None = 3600.0
+    barrier: float | None = 1800.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Hardware:
     """config.hardware: how the machine is used; changes speed and memory, never the result.
 
@@ -84,4 +101,5 @@ class Sections:
     evaluators: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+    deadlines: Deadlines = Deadlines()
     hardware: Hardware = Hardware()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import logging
+import os
 import pathlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +19,10 @@ import numpy as np
 from encoders import loading
 from encoders.checkpoints.partial import load_partially
 from encoders.checkpoints.store import CheckpointStore
-from encoders.errors import ConfigError
+from encoders.config import to_json
+from encoders.errors import ConfigError, StorageError
+from encoders.parallel import processes
+from encoders.parallel.mesh import to_host
 from encoders.training.experiment import Experiment
 from encoders.training.state import TrainState
 
@@ -26,6 +34,7 @@ _FREE_TO_CHANGE = (
     "log",
     "checkpoint",
     "evaluators",
+    "deadlines",
     "duration",
     "data.threads",
     "data.processes",
@@ -40,9 +49,9 @@ def starting_state(experiment: Experiment, store: CheckpointStore) -> TrainState
     Raises:
       CheckpointError: the checkpoint is damaged, or of another model.
     """
-    latest = store.latest()
+    latest = processes.from_first("the newest checkpoint", store.latest)
     if latest is not None:
-        state = store.restore(experiment.abstract_state.replace(teacher=None))
+        state = store.restore(experiment.abstract_state.replace(teacher=None), latest)
         log.info("resumed from step %d in %s", latest, store.directory)
     else:
         state = experiment.create_state()
@@ -55,27 +64,100 @@ def _with_loaded_weights(experiment: Experiment, state: TrainState) -> TrainStat
     """Replaces parameters by those that config.init_from names, saying which stay fresh."""
     init = experiment.sections.init_from
     source = loading.read_params(init.path)
-    params, report = load_partially(
-        jax.device_get(state.params), source, load=init.load, fresh=init.fresh
-    )
+    params, report = load_partially(to_host(state.params), source, load=init.load, fresh=init.fresh)
     for line in report:
         log.info("init_from %s: %s", init.path, line)
     params = jax.tree.map(
-        lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding),
-        params,
-        state.params,
+        lambda new, old: _like(np.asarray(new, old.dtype), old), params, state.params
     )
     ema = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
     return state.replace(params=params, ema=ema)
 
 
-def claim_directory(workdir: pathlib.Path, config: Mapping[str, Any], text: str) -> None:
-    """Writes config.json, or checks that the run that is there is this one.
+def _like(array: np.ndarray, old: jax.Array) -> jax.Array:
+    """A host array that every process holds whole, placed as another array is."""
+    return jax.make_array_from_callback(array.shape, old.sharding, lambda index: array[index])
+
+
+@contextlib.contextmanager
+def claimed_directory(workdir: pathlib.Path, experiment: Experiment) -> Iterator[None]:
+    """The run's directory, made if missing, with config.json, and locked against other runs.
 
     Raises:
-      ConfigError: the directory belongs to a run with another config.
+      ConfigError: it belongs to a run with another config, another run is training in it, or not
+        all processes see it.
+      StorageError: it cannot be written.
     """
-    path = workdir / "config.json"
+    with contextlib.ExitStack() as stack:
+        first = jax.process_index() == 0
+
+        def claim() -> None:
+            with storage_errors(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_lock(workdir))
+                _write_config(workdir, experiment.config)
+
+        mark = workdir / f".seen-by-all-{os.getpid()}"  # of process 0; the others are told its name
+
+        def look() -> None:
+            if not (workdir / name).exists():
+                raise ConfigError(
+                    f"--workdir {workdir} on {socket.gethostname()} is not the directory that "
+                    f"process 0 sees; choose one on a file system that all nodes share."
+                )
+
+        processes.together("claiming the run's directory", claim if first else lambda: None)
+        if jax.process_count() > 1:
+            if first:
+                mark.touch()
+            name = processes.from_first("looking into the run's directory", lambda: mark.name)
+            try:
+                processes.together("looking into the run's directory", look)
+            finally:
+                mark.unlink(missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
+def storage_errors(workdir: pathlib.Path) -> Iterator[None]:
+    """Gives a disk that is full or forbidden its own error, wherever it shows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(f"{workdir}: {error.strerror}; free space, start again.") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise StorageError(
+                f"--workdir {workdir} cannot be written on {socket.gethostname()} "
+                f"({error.strerror}: {error.filename})."
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds .lock; the system lets go of it when the process dies, however it dies."""
+    with (workdir / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                log.warning("%s has no file locks: two runs at once would not be noticed", workdir)
+            else:
+                file.seek(0)
+                raise ConfigError(
+                    f"--workdir {workdir} is in use by another run ({file.read().strip()}); "
+                    f"stop that one first, or choose another --workdir."
+                ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json, or checks that the run that is there is this one."""
+    path, text = workdir / "config.json", to_json(config)
     if path.exists():
         before = _flat(json.loads(path.read_text(encoding="utf-8")))
         now = _flat(json.loads(text))
@@ -87,7 +169,6 @@ def claim_directory(workdir: pathlib.Path, config: Mapping[str, Any], text: str)
                     f"--workdir {workdir} holds a run with {field}={before.get(field)!r}, but this "
                     f"config has {now.get(field)!r}; choose another --workdir or the same config."
                 )
-    workdir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
