@@ -156,11 +156,23 @@ def _lock(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json, or checks that the run that is there is this one."""
-    path, text = workdir / "config.json", to_json(config)
+    check_same_run(workdir, config)
+    path = workdir / "config.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(to_json(config), encoding="utf-8")
+    temporary.replace(path)
+
+
+def check_same_run(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Checks that the run in a directory, if there is one, is the one of this config.
+
+    Raises:
+      ConfigError: they differ in a field that says what is computed.
+    """
+    path = workdir / "config.json"
     if path.exists():
         before = _flat(json.loads(path.read_text(encoding="utf-8")))
-        now = _flat(json.loads(text))
+        now = _flat(json.loads(to_json(config)))
         for field in sorted(before.keys() | now.keys()):
             same = before.get(field) == now.get(field)
             free = any(field == f or field.startswith(f + ".") for f in _FREE_TO_CHANGE)
@@ -169,9 +181,6 @@ def _write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
                     f"--workdir {workdir} holds a run with {field}={before.get(field)!r}, but this "
                     f"config has {now.get(field)!r}; choose another --workdir or the same config."
                 )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
