@@ -1,14 +1,21 @@
-"""Which part of which array lives where: one rule table for parameters, shapes for the rest.
+"""Which part of which array lives where: all rules in one place; networks know nothing of them.
 
-Networks know nothing of this. Parameters get a spec by their path (tensor rules, then FSDP on the
-largest axis left); optimizer state follows its parameter; activations are pinned to the batch axes
-from outside, by intercepting the modules' calls while the step is traced.
+  array             dcn    data   fsdp                 tensor           sequence
+  parameter         whole  whole  largest axis left    TENSOR_RULES     whole
+  optimizer state   as its parameter (`like_parameters`)
+  activation        rows   rows   rows                 follows weights  tokens (ACTIVATION_RULES)
+
+So `fsdp` inside `dcn` and `data` is hybrid sharding (HSDP): parameters are gathered over the fast
+network only, and gradients are summed over the slow one. Activations are pinned from outside, by
+intercepting the modules' calls while the step is traced; the partitioner adds the collectives:
+keys and values are gathered over `sequence`, and gradients of parameters are summed over it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +33,14 @@ TENSOR_RULES: rules.Rules = (
     (r".*(attention/(query|key|value)|mlp/(fc1|gate))/kernel", (None, "tensor")),
     (r".*(attention/(query|key|value)|mlp/(fc1|gate))/bias", ("tensor",)),
     (r".*(attention/out|mlp/fc2)/kernel", ("tensor", None)),
+)
+
+# What a module returns, by the module's path, aligned to the left: the first axis of anything that
+# has the batch's rows, and the tokens between blocks and inside them. Tokens that `sequence` does
+# not divide (197 of them) are padded by the partitioner, which changes no result.
+ACTIVATION_RULES: rules.Rules = (
+    (r"(.*/)?blocks(_\d+)?(/.*)?", (BATCH_AXES, "sequence")),
+    (r".*", (BATCH_AXES,)),
 )
 
 
@@ -110,23 +125,29 @@ def named(mesh: Mesh, specs: Any) -> Any:
 
 @contextlib.contextmanager
 def batch_major_activations(mesh: Mesh, rows: int) -> Iterator[None]:
-    """While tracing: pins axis 0 of every module output that has `rows` rows to the batch axes.
+    """While tracing: pins every module output that has `rows` rows as ACTIVATION_RULES say.
 
     Without it the partitioner may decide to shard activations like the FSDP weights they meet.
     """
 
     # The other axes are left to the partitioner, which knows what the tensor rules imply.
-    def pin(x: Any) -> Any:
+    def pin(x: Any, path: str) -> Any:
         if not isinstance(x, jax.Array) or x.ndim < 2 or x.shape[0] != rows:
             return x
-        spec = P(BATCH_AXES, *[P.UNCONSTRAINED] * (x.ndim - 1))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        axes = next(axes for regex, axes in ACTIVATION_RULES if re.fullmatch(regex, path))
+        dims: list[Any] = [P.UNCONSTRAINED] * x.ndim
+        for number, axis in enumerate(axes[: x.ndim - 1]):  # never the features
+            if number == 0 or mesh.shape[axis] > 1:
+                dims[number] = axis
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*dims)))
 
     def interceptor(
         call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         out = call(*args, **kwargs)
-        return pin(out) if context.method_name == "__call__" else out
+        if context.method_name != "__call__":
+            return out
+        return pin(out, "/".join(context.module.path))
 
     if mesh.size == 1:
         yield

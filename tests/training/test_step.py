@@ -29,10 +29,14 @@ OBJECTIVES = {
     "classification": Classification(encoder=ENCODER, num_classes=5, mixup=0.8, cutmix=1.0),
 }
 SIZES = [
-    dict(data=data, fsdp=fsdp, tensor=8 // data // fsdp)
-    for data in (1, 2, 4, 8)
-    for fsdp in (1, 2, 4, 8)
-    if 8 % (data * fsdp) == 0
+    dict(data=8, fsdp=1),
+    dict(fsdp=8),
+    dict(tensor=8),
+    dict(sequence=8),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(data=4, fsdp=1, sequence=2),
+    dict(dcn=2, fsdp=2, sequence=2),
+    dict(dcn=2, tensor=2, sequence=2),
 ]
 
 
