@@ -63,8 +63,8 @@ class Point:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """'a.b=value' of each field, which `apply_override` reads as the same value."""
-        return tuple(f"{field}={_literal(self.fields[field])}" for field in sorted(self.fields))
+        """'a.b=value' of each field."""
+        return overrides_of(self.fields)
 
 
 def read_plan(spec: str) -> Plan:
@@ -99,6 +99,11 @@ def read_plan(spec: str) -> Plan:
     if plan.trials is not None and not plan.axes:
         raise ConfigError(f"{where}: a search needs axes.")
     return dataclasses.replace(plan, points=tuple(json.loads(key) for key in points))
+
+
+def overrides_of(fields: Fields) -> tuple[str, ...]:
+    """'a.b=value' of each field, which `apply_override` reads as the same value."""
+    return tuple(f"{field}={_literal(fields[field])}" for field in sorted(fields))
 
 
 def key_of(fields: Fields, where: str = "a point") -> str:

@@ -1,6 +1,7 @@
 """Runs the points of a config's sweep(): python -m launch.sweep --config C --workdir ROOT.
 
-The same command goes on where it was stopped. Each run is in ROOT/<name>.
+Each run is in ROOT/<name>. The same command goes on where it was stopped: what has finished is
+skipped, and what sweep() has in addition is added. ROOT/sweep.md and ROOT/sweep.html compare them.
 """
 
 from __future__ import annotations
@@ -14,63 +15,66 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from encoders.config import load_config, to_json
-from encoders.errors import STOPPED, NonFiniteError, exit_cleanly
+from rich.console import Console
+
+from configs.sweeps import at
+from encoders.config import load_config, to_plain
+from encoders.errors import STOPPED, ConfigError, NonFiniteError, exit_cleanly, nearest
+from launch.check import check_metric, check_points
 from launch.children import CONSOLE, Stop, Task, run_all, stop_signals
 from launch.flags import Parser, parse
 from launch.job import Job
-from launch.points import Plan, Point, Record, read_plan
-from launch.runs import last_value, read_run
+from launch.points import Fields, Point, Record, read_plan
+from launch.results import Results, Row
+from launch.runs import Run, last_value, read_run
+from launch.search import propose
 
 BACKENDS = ("slurm", "tpu", "gke")
 
 
 class Sweep:
-    """One command: what to run, where, and what is known of it."""
+    """What to run, where, and what has come of it.
+
+    Raises:
+      ConfigError: sweep(), the config or sweep.json is not what it should be.
+    """
 
     def __init__(self, flags: argparse.Namespace, overrides: Sequence[str]):
         self.flags, self.overrides = flags, tuple(overrides)
-        self.plan: Plan = read_plan(flags.config)
+        self.plan = read_plan(flags.config)
         self.record = Record(flags.workdir, flags.config)
         self.metric = flags.metric or self.plan.metric or "train/loss"
         mode = flags.mode or (self.plan.mode if self.metric == self.plan.metric else None)
         self.mode = mode or ("min" if "loss" in self.metric else "max")
+        self.points = self.record.add(self.plan.points)
+        if self.plan.trials is not None:
+            axes = set(self.plan.axes)
+            self.points = [point for point in self.record.points if set(point.fields) == axes]
+
+    def check(self) -> None:
+        """Finds before the start what can be found then.
+
+        Raises:
+          ConfigError: a point that no run could start, or a directory of another run.
+        """
+        flags = self.flags
+        points: list[Fields] = [point.fields for point in self.points]
+        if self.plan.trials is not None:
+            points = [*points, *_corners(self.plan.axes)]
+        where = f"sweep() of {flags.config}"
+        check_points(flags.config, self.overrides, points, where)
+        check_metric(flags.config, self.overrides, self.metric)
+        from encoders.training.start import check_same_run
+
+        for point in self.points:
+            check_same_run(pathlib.Path(self.record.workdir(point)), self._config(point))
 
     def job(self, point: Point) -> Job:
         """The run of a point."""
         workdir = self.record.workdir(point)
         return Job(self.flags.config, workdir, (*self.overrides, *point.overrides))
-
-    def state(self, point: Point) -> str:
-        """A run's own state; 'failed' too where it died without a word; 'waiting' without one."""
-        run = read_run(self.record.workdir(point))
-        if run is None:
-            return "waiting" if point.code is None else "failed"
-        if run.state in ("running", "silent") and point.code is not None:
-            return "failed"
-        return run.state
-
-    def finished(self, point: Point) -> bool:
-        """Whether there is nothing left to do: all steps are done that this command asks for."""
-        if self.state(point) != "finished":
-            return False
-        job = self.job(point)
-        written = json.loads((pathlib.Path(job.workdir) / "config.json").read_bytes())
-        asked = json.loads(to_json(load_config(job.config, job.overrides)))
-        return written.get("duration") == asked.get("duration")
-
-    def hopeless(self, point: Point) -> bool:
-        """Whether it would fail again at the same step: its numbers stopped being finite."""
-        run = read_run(self.record.workdir(point))
-        return run is not None and point.code == NonFiniteError.exit_code
-
-    def result(self, point: Point) -> float | None:
-        """The last value of the metric, of a run that finished."""
-        run = read_run(self.record.workdir(point))
-        return last_value(run, self.metric) if run and run.state == "finished" else None
-
-    # --- on this machine ------------------------------------------------------------------------
 
     def command(self, point: Point, python: str = sys.executable) -> list[str]:
         """The command that trains one point on this machine."""
@@ -79,43 +83,60 @@ class Sweep:
         module = [python, "-m", "launch.local"]
         return [*module, "--config", job.config, "--workdir", job.workdir, *overrides]
 
-    def run(self, points: Sequence[Point], stop: Stop) -> None:
-        """Runs points of known fields, --jobs at a time, until they end or are stopped."""
-        by_name = {point.name: point for point in points}
-        began: dict[str, float] = {}
+    def next_points(self, count: int) -> list[Point]:
+        """More points of a search, from the results so far; none when it is complete."""
+        left = (self.plan.trials or 0) - len(self.points)
+        history = [(point.fields, self.result(point)) for point in self.points]
+        asked = min(count, left)
+        if asked < 1:
+            return []
+        found = propose(self.plan.axes, history, asked, mode=self.mode, seed=self.plan.seed)
+        added = self.record.add(found)
+        self.points += added
+        return added
 
-        def started(task: Task) -> None:
-            began[task.name] = time.monotonic()
-            print(f"{task.name}: started", flush=True)
+    # --- what has come of it --------------------------------------------------------------------
 
-        def ended(task: Task, code: int) -> None:
-            point = by_name[task.name]
-            told = stop and code == -signal.SIGTERM  # before it could listen
-            point.code = None if code in (0, STOPPED) or told else code
-            self.record.write()
-            seconds = time.monotonic() - began[task.name]
-            print(f"{task.name}: {self.outcome(point)} after {seconds:.0f} s", flush=True)
+    def read(self, point: Point) -> Run | None:
+        return read_run(self.record.workdir(point))
 
-        tasks = [Task(p.name, self.command(p), self.record.workdir(p)) for p in points]
-        run_all(
-            tasks,
-            self.flags.jobs,
-            stop=stop,
-            needless=lambda task: self.finished(by_name[task.name]),
-            started=started,
-            ended=ended,
+    def state(self, point: Point) -> str:
+        """As its status.json says; 'failed' where it died without a word; else what we know."""
+        run = self.read(point)
+        if point.code is not None and (run is None or run.state in ("running", "silent")):
+            return "failed"
+        if run is None:
+            return "waiting" if point.job is None else "submitted"
+        return run.state
+
+    def finished(self, point: Point) -> bool:
+        """Whether all steps are done that this command asks for."""
+        if self.state(point) != "finished":
+            return False
+        written = json.loads(
+            (pathlib.Path(self.record.workdir(point)) / "config.json").read_bytes()
         )
+        return written.get("duration") == json.loads(json.dumps(self._config(point)["duration"]))
 
-    def outcome(self, point: Point) -> str:
-        """'finished, train/loss 1.23', or the reason why not."""
-        state, value = self.state(point), self.result(point)
-        if state == "finished":
-            return f"finished, {self.metric} {value:.4g}" if value is not None else "finished"
-        return f"{state}: {self.reason(point)}" if state == "failed" else state
+    def open_points(self) -> list[Point]:
+        """What is left to do; a run whose numbers were not finite would only fail again."""
+        hopeless = NonFiniteError.exit_code
+        return [
+            point
+            for point in self.points
+            if not self.finished(point) and not (point.code == hopeless and self.read(point))
+        ]
+
+    def result(self, point: Point) -> float | None:
+        """The last value of the metric, of a run that finished."""
+        run = self.read(point)
+        return last_value(run, self.metric) if run and run.state == "finished" else None
 
     def reason(self, point: Point) -> str:
-        """One line on why a run failed."""
-        run = read_run(self.record.workdir(point))
+        """One line on why a run failed, or ''."""
+        if self.state(point) != "failed":
+            return ""
+        run = self.read(point)
         if run is not None and run.message:
             return run.message
         if point.code is not None and point.code < 0:
@@ -127,77 +148,212 @@ class Sweep:
         lines = [line for line in console.splitlines() if line.strip()]
         return lines[-1].removeprefix("error: ") if lines else f"exit code {point.code}"
 
+    def results(self) -> Results:
+        """Every run of the directory, the best first.
+
+        Raises:
+          ConfigError: runs have finished, and none of them has the metric.
+        """
+        rows, metrics = [], set()
+        for point in self.record.points:
+            run = self.read(point)
+            progress = "" if run is None or run.step is None else f"{run.step}/{run.total_steps}"
+            state, value = self.state(point), self.result(point)
+            rows.append(Row(point.name, point.fields, state, value, progress, self.reason(point)))
+            if state == "finished":
+                metrics |= run.metrics.keys()
+        if metrics and self.metric not in metrics:
+            raise ConfigError(
+                f"--metric {self.metric}: no run has it.{nearest(self.metric, metrics)}"
+            )
+        axes = self.plan.axes or {}
+        logarithmic = [field for field in axes if axes[field]["kind"] == "log_uniform"]
+        title = f"Sweep of {self.flags.config}"
+        return Results.of(title, self.metric, self.mode, rows, logarithmic)
+
+    def report(self) -> Results:
+        """Writes sweep.md and sweep.html."""
+        from encoders.training.metrics import write_atomically
+        from tools.report.sweep import page
+
+        results = self.results()
+        for name, text in (("sweep.md", results.markdown()), ("sweep.html", page(results))):
+            write_atomically(self.record.root / name, text.encode())
+        return results
+
+    def _config(self, point: Point) -> dict[str, Any]:
+        return to_plain(load_config(self.flags.config, self.job(point).overrides))
+
+
+def _corners(axes: dict[str, Any]) -> list[Fields]:
+    """Points that between them touch both ends of every axis, and every choice."""
+    most = max([2, *(len(axis["values"]) for axis in axes.values() if "values" in axis)])
+    shares = [index / (most - 0.999) for index in range(most)]
+    points = []
+    for index, share in enumerate(shares):
+        points.append({
+            field: axis["values"][index % len(axis["values"])] if "values" in axis
+            else at(axis, share)
+            for field, axis in axes.items()
+        })  # fmt: skip
+    return points
+
+
+# --- on this machine ------------------------------------------------------------------------------
+
+
+def run_here(sweep: Sweep, stop: Stop) -> None:
+    """Runs what is left, and for a search goes on from the results, until it is done or stopped."""
+    batch = sweep.open_points()
+    if sweep.plan.trials is not None and not batch:
+        batch = sweep.next_points(sweep.flags.jobs)
+    while batch and not stop:
+        sweep.record.write()
+        _run_batch(sweep, batch, stop)
+        sweep.results()  # a metric that no run has is no use to a search
+        batch = [] if stop else sweep.next_points(sweep.flags.jobs)
+
+
+def _run_batch(sweep: Sweep, points: Sequence[Point], stop: Stop) -> None:
+    by_name = {point.name: point for point in points}
+    began: dict[str, float] = {}
+
+    def started(task: Task) -> None:
+        began[task.name] = time.monotonic()
+        print(f"{task.name}: started", flush=True)
+
+    def ended(task: Task, code: int) -> None:
+        point = by_name[task.name]
+        early = stop and code == -signal.SIGTERM  # it was not listening yet, and had not begun
+        point.code = None if code in (0, STOPPED) or early else code
+        sweep.record.write()
+        state, value, reason = sweep.state(point), sweep.result(point), sweep.reason(point)
+        text = f"{state} after {time.monotonic() - began[task.name]:.0f} s"
+        text += f", {sweep.metric} {value:.4g}" if value is not None else ""
+        print(f"{task.name}: {text}" + (f": {reason}" if reason else ""), flush=True)
+
+    run_all(
+        [Task(p.name, sweep.command(p), sweep.record.workdir(p)) for p in points],
+        sweep.flags.jobs,
+        stop=stop,
+        needless=lambda task: sweep.finished(by_name[task.name]),
+        started=started,
+        ended=ended,
+    )
+
+
+# --- on a scheduler -------------------------------------------------------------------------------
+
+
+def submit(sweep: Sweep, backend: Any) -> None:
+    """Hands the runs that are not submitted yet to a scheduler; with --resubmit the others, too."""
+    left = [p for p in sweep.open_points() if sweep.state(p) != "running"]
+    again = [p for p in left if p.job is not None]
+    todo = left if sweep.flags.resubmit else [p for p in left if p.job is None]
+    if again and not sweep.flags.resubmit:
+        print(
+            f"{len(again)} runs were submitted before and have not finished; if the scheduler no "
+            f"longer has them, --resubmit submits them again."
+        )
+    if not todo:
+        return
+    sweep.record.write()
+    ids = backend.submit([sweep.job(point) for point in todo], sweep.flags)
+    for index, point in enumerate(todo):
+        point.job = ids[index] if len(ids) == len(todo) else ",".join(ids)
+        point.code = None
+    sweep.record.write()
+
+
+# --- the command ----------------------------------------------------------------------------------
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     backend = _backend(arguments)
-    parser = _parser(backend)
-    flags, overrides = parse(parser, arguments)
+    flags, overrides = parse(_parser(backend), arguments)
+    if flags.jobs < 1:
+        raise ConfigError(f"--jobs: counts from 1, got {flags.jobs}.")
     sweep = Sweep(flags, overrides)
-    points = sweep.record.add(sweep.plan.points)
-    todo = [p for p in points if not sweep.finished(p) and not sweep.hopeless(p)]
+    if backend is not None and sweep.plan.trials is not None:
+        raise ConfigError(
+            f"--on {flags.on}: a search chooses points from the results of others, which only "
+            f"--on local waits for; draw them beforehand with sweeps.sample."
+        )
+    if flags.report:
+        _show(sweep)
+        return 0
+    sweep.check()
     if flags.dry_run:
-        return _dry_run(sweep, points, todo, backend)
-    if backend is not None:
-        sweep.record.write()
-        return _submit(sweep, todo, backend)
-    sweep.record.write()
-    with stop_signals() as stop:
-        sweep.run(todo, stop)
-    states = [sweep.state(point) for point in points]
-    if "failed" in states and not stop:
-        return 1
-    return 0 if all(state == "finished" for state in states) else STOPPED
-
-
-def _backend(arguments: Sequence[str]) -> object | None:
-    """The module of --on, whose flags the parser needs; None for this machine."""
-    first = Parser(__doc__)
-    first.add_argument("--on", default="local")
-    where = "local"
-    for index, argument in enumerate(arguments):
-        if argument.startswith("--on="):
-            where = argument.partition("=")[2]
-        elif argument == "--on" and index + 1 < len(arguments):
-            where = arguments[index + 1]
-    return importlib.import_module(f"launch.{where}") if where in BACKENDS else None
-
-
-def _parser(backend) -> Parser:
-    parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="path/to/config.py[:argument]")
-    parser.add_argument("--workdir", required=True, help="the directory of the runs")
-    parser.add_argument("--on", choices=("local", *BACKENDS), default="local", help="where")
-    parser.add_argument("--dry-run", action="store_true", help="show what would run")
-    parser.add_argument("--metric", help="what runs are compared by, such as eval/knn/accuracy")
-    parser.add_argument("--mode", choices=("min", "max"), help="which values of it are better")
+        return _dry_run(sweep, backend)
+    stopped = False
     if backend is None:
-        parser.add_argument("--jobs", type=int, default=1, help="how many runs at a time")
+        with stop_signals() as stop:
+            run_here(sweep, stop)
+        stopped = bool(stop)
     else:
-        backend.add_flags(parser)
-    return parser
+        submit(sweep, backend)
+    sweep.record.write()
+    _show(sweep)
+    states = [sweep.state(point) for point in sweep.points]
+    if backend is not None:
+        return 0
+    if "failed" in states and not stopped:
+        return 1
+    return 0 if set(states) <= {"finished"} and not stopped else STOPPED
 
 
-def _dry_run(sweep: Sweep, points: Sequence[Point], todo: Sequence[Point], backend) -> int:
-    print(f"{len(points)} points, {len(todo)} to run")
+def _show(sweep: Sweep) -> None:
+    results = sweep.report()
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(results.table())
+    console.print(results.summary())
+    for row in results.rows:
+        if row.message:
+            console.print(f"{row.name}: {row.message}", style="red", markup=False)
+    console.print(f"{sweep.record.root / 'sweep.html'}", soft_wrap=True)
+
+
+def _dry_run(sweep: Sweep, backend: Any) -> int:
+    todo = sweep.open_points()
+    total = len(sweep.points) if sweep.plan.trials is None else sweep.plan.trials
+    if sweep.plan.trials is not None and not todo:
+        todo = sweep.next_points(sweep.flags.jobs)
+    print(f"# {total} points, {len(todo)} to run now, compared by {sweep.metric} ({sweep.mode})")
     if backend is None:
         for point in todo:
             print(shlex.join(sweep.command(point, "python")))
-    else:
-        for name, text in backend.render([sweep.job(p) for p in todo], sweep.flags).items():
-            print(f"--- {name} ---\n{text}", end="")
-    return 0
-
-
-def _submit(sweep: Sweep, todo: Sequence[Point], backend) -> int:
-    todo = [point for point in todo if point.job is None]
-    if not todo:
         return 0
-    ids = backend.submit([sweep.job(point) for point in todo], sweep.flags)
-    for index, point in enumerate(todo):
-        point.job = ids[index] if len(ids) == len(todo) else ",".join(ids)
-    sweep.record.write()
+    for name, text in backend.render([sweep.job(p) for p in todo], sweep.flags).items():
+        print(f"# {name}\n{text.rstrip()}\n")
     return 0
+
+
+def _backend(arguments: Sequence[str]) -> Any:
+    """The module that --on names, whose flags the parser needs; None for this machine."""
+    where = ""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == "--on":
+            where = value if equals else following
+    return importlib.import_module(f"launch.{where}") if where in BACKENDS else None
+
+
+def _parser(backend: Any) -> Parser:
+    parser = Parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--config", required=True, help="path/to/config.py[:argument], with a sweep()")
+    add("--workdir", required=True, help="the directory that the runs' directories are made in")
+    add("--on", choices=("local", *BACKENDS), default="local", help="where they run")
+    add("--jobs", type=int, default=1, help="how many run at a time, on this machine")
+    add("--metric", help="what they are compared by, such as eval/knn/accuracy")
+    add("--mode", choices=("min", "max"), help="which of its values are better")
+    add("--dry-run", action="store_true", help="shows what would run, and writes nothing")
+    add("--report", action="store_true", help="compares what there is, and starts nothing")
+    if backend is not None:
+        add("--resubmit", action="store_true", help="also what was submitted and has not finished")
+        backend.add_flags(parser)
+    return parser
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def line_chart(
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(LEFT - 8, y + 4, form(tick), "tick end"))
+        parts.append(svg_text(LEFT - 8, y + 4, form(tick), "tick end"))
     base = top + plot_height
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
     for tick in x_ticks:
@@ -94,8 +94,8 @@ def line_chart(
             parts.append(
                 f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>'
             )
-            parts.append(_text(x, base + 17, count(tick), "tick middle"))
-    parts.append(_text(LEFT + plot_width / 2, base + 33, "step", "tick middle"))
+            parts.append(svg_text(x, base + 17, count(tick), "tick middle"))
+    parts.append(svg_text(LEFT + plot_width / 2, base + 33, "step", "tick middle"))
 
     ends = []
     for line, (x, y) in zip(lines, points, strict=True):
@@ -110,7 +110,7 @@ def line_chart(
         if finite.size:
             ends.append((float(at_y(y[finite[-1]])), form_end(y[finite[-1]], form), line.color))
     parts += _end_labels(ends, top, base)
-    return _svg(HEIGHT, title, parts)
+    return svg_page(HEIGHT, title, parts)
 
 
 def bar_chart(
@@ -132,18 +132,18 @@ def bar_chart(
     for tick in (0, 0.25, 0.5, 0.75, 1.0):
         x = left + tick * width
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 8}" y2="{base}"/>')
-        parts.append(_text(x, base + 15, f"{100 * tick:.0f}%", "tick middle"))
+        parts.append(svg_text(x, base + 15, f"{100 * tick:.0f}%", "tick middle"))
     for index, bar in enumerate(bars):
         y = top + index * pitch
         name = bar.name if len(bar.name) <= 28 else bar.name[:27] + "…"
-        parts.append(_text(left - 10, y + thick / 2 + 4, name, "label end"))
+        parts.append(svg_text(left - 10, y + thick / 2 + 4, name, "label end"))
         length = max(0.0, min(1.0, bar.value)) * width
         parts.append(
             f'<rect x="{left:.1f}" y="{y}" width="{length:.1f}" height="{thick}" rx="3" '
             f'fill="{bar.color}"/>'
         )
         parts.append(
-            _text(left + length + 8, y + thick / 2 + 4, f"{100 * bar.value:.1f}%", "value")
+            svg_text(left + length + 8, y + thick / 2 + 4, f"{100 * bar.value:.1f}%", "value")
         )
     height = base + 24
     if reference is not None:
@@ -151,9 +151,11 @@ def bar_chart(
         parts.append(
             f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 8}" y2="{base}"/>'
         )
-        parts.append(_text(x, base + 31, f"{reference[0]} {percent(reference[1])}", "tick middle"))
+        parts.append(
+            svg_text(x, base + 31, f"{reference[0]} {percent(reference[1])}", "tick middle")
+        )
         height += 16
-    return _svg(height, title, parts)
+    return svg_page(height, title, parts)
 
 
 # --- axes -----------------------------------------------------------------------------------------
@@ -250,7 +252,7 @@ def _end_labels(ends: Sequence[tuple[float, str, str]], top: float, base: float)
     for index, (y, text, color) in enumerate(ordered):
         y = min(max(y, last + 13), base - 13 * (len(ordered) - 1 - index))
         last = y
-        parts.append(_text(WIDTH - RIGHT + 6, y + 4, text, "value", color))
+        parts.append(svg_text(WIDTH - RIGHT + 6, y + 4, text, "value", color))
     return parts
 
 
@@ -269,24 +271,26 @@ def _legend(lines: Sequence[Line]) -> tuple[str, int]:
             f'<line x1="{x:.1f}" x2="{x + 18:.1f}" y1="{y - 4}" y2="{y - 4}" '
             f'stroke="{line.color}" stroke-width="2.4"{dash}/>'
         )
-        parts.append(_text(x + 24, y, name, "tick"))
+        parts.append(svg_text(x + 24, y, name, "tick"))
         x += width
     return "".join(parts), int(y - 40 + 22)
 
 
 def _title(title: str, note: str) -> str:
-    drawn = _text(LEFT - 48, 17, title, "title")
-    return drawn + (_text(WIDTH - 4, 17, note, "tick end") if note else "")
+    drawn = svg_text(LEFT - 48, 17, title, "title")
+    return drawn + (svg_text(WIDTH - 4, 17, note, "tick end") if note else "")
 
 
-def _text(x: float, y: float, text: str, kind: str, color: str = "") -> str:
+def svg_text(x: float, y: float, text: str, kind: str, color: str = "") -> str:
+    """A text at a place, in one of the classes of report.css."""
     fill = f' style="fill:{color}"' if color else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}"{fill}>{html.escape(text)}</text>'
 
 
-def _svg(height: float, title: str, parts: Sequence[str]) -> str:
+def svg_page(height: float, title: str, parts: Sequence[str], *, width: float = WIDTH) -> str:
+    """A picture of its parts."""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(title)}">'
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{html.escape(title)}">'
         + "".join(parts)
         + "</svg>"
     )

@@ -1,0 +1,71 @@
+"""Whether every point of a sweep would start, found out before any does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from encoders.config import load_config, to_plain
+from encoders.errors import ConfigError, DataError, nearest
+from launch.points import Fields, overrides_of
+
+
+def check_points(
+    config: str, overrides: Sequence[str], points: Sequence[Fields], where: str
+) -> None:
+    """Builds each point's experiment and optimizer, on the CPU and without allocating parameters.
+
+    What the mesh allows is not checked: this machine may not be the one that trains.
+
+    Args:
+      config: path/to/config.py[:argument].
+      overrides: of the whole sweep.
+      points: what each sets.
+      where: named in errors.
+
+    Raises:
+      ConfigError: a field is unknown, mistyped, or contradicts another.
+    """
+    import jax
+
+    from encoders.training.experiment import Experiment
+
+    jax.config.update("jax_platforms", "cpu")  # the accelerators are for the runs
+    device = jax.devices()[:1]
+    load_config(config, overrides)
+    shapes: dict[str, Any] = {}  # points of one model share them; they take longest
+    for fields in points:
+        try:
+            plain = to_plain(load_config(config, [*overrides, *overrides_of(fields)]))
+            plain["hardware"] = {**plain.get("hardware", {}), "mesh": {}}
+            experiment = Experiment(plain, devices=device)
+            same = ("model", "objective", "preprocessing")
+            key = json.dumps([plain[section] for section in same], default=str)
+            if key in shapes:
+                experiment.param_shapes = shapes[key]
+            try:
+                experiment.optimizer  # noqa: B018
+            except DataError:
+                pass  # this machine need not have the data, which say how long an epoch is
+            else:
+                shapes[key] = experiment.param_shapes
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {str(error).removeprefix('--config.')}") from error
+
+
+def check_metric(config: str, overrides: Sequence[str], metric: str) -> None:
+    """Whether 'eval/<evaluator>/...' names an evaluator that the config has.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    kind, _, rest = metric.partition("/")
+    if kind != "eval":
+        return
+    evaluators = to_plain(load_config(config, overrides)).get("evaluators", {})
+    name = rest.partition("/")[0]
+    if name not in evaluators:
+        raise ConfigError(
+            f"--metric {metric}: the config has no evaluator '{name}'.{nearest(name, evaluators)}"
+        )
