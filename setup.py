@@ -8,6 +8,7 @@ parity = ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.50"]
 test = [
     "hypothesis",
     "import-linter",
+    "optuna",
     "psutil",
     "pytest",
     "pytest-xdist",
@@ -47,6 +48,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "plan": ["libtpu"],  # compiles for TPUs without one
+        "sweep": ["optuna"],  # only for searches; grids and draws need nothing
         "prepare": ["tensorflow-cpu"],  # only for preparing a TFDS data set that needs it
         "parity": parity,
         "test": test,

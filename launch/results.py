@@ -44,24 +44,29 @@ class Results:
       metric: what `Row.value` is.
       mode: 'min' or 'max': which values are better.
       rows: the best first, then those without a value.
-      logarithmic: fields whose values were drawn so.
+      logarithmic: field -> whether it is to be seen on that scale; those left out are guessed.
     """
 
     title: str
     metric: str
     mode: str
     rows: Sequence[Row]
-    logarithmic: Sequence[str] = ()
+    logarithmic: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, title: str, metric: str, mode: str, rows: Sequence[Row], logarithmic: Sequence[str]
+        cls,
+        title: str,
+        metric: str,
+        mode: str,
+        rows: Sequence[Row],
+        logarithmic: Mapping[str, bool] | None = None,
     ) -> Results:
         """Results with their rows in order."""
         sign = 1 if mode == "min" else -1
         worst = math.inf
         ordered = sorted(rows, key=lambda r: (worst if r.value is None else sign * r.value, r.name))
-        return cls(title, metric, mode, ordered, logarithmic)
+        return cls(title, metric, mode, ordered, logarithmic or {})
 
     @property
     def best(self) -> Row | None:

@@ -48,9 +48,11 @@ class Run:
     def restarts(self) -> int:
         return max(0, len(self.sessions) - 1)
 
-    def evaluation(self) -> dict[str, float | None]:
-        """The metrics of evaluators alone."""
-        return {k: v for k, v in self.metrics.items() if k.startswith("eval/")}
+    @property
+    def devices(self) -> dict[str, Any]:
+        """Of the last session: kind, count, processes; {} if it has not said yet."""
+        devices = self.sessions[-1].get("devices") if self.sessions else None
+        return devices if isinstance(devices, dict) else {}
 
 
 def find_runs(root: str | pathlib.Path) -> Iterator[pathlib.Path]:
@@ -75,7 +77,7 @@ def read_run(directory: str | pathlib.Path, *, now: float | None = None) -> Run 
     metrics: dict[str, float | None] = {}
     for record in [*records, status.get("metrics")]:
         if isinstance(record, dict):
-            metrics |= {k: v for k, v in record.items() if v is None or isinstance(v, int | float)}
+            metrics |= {name: _finite(value) for name, value in record.items()}
     for name in ("step", "time"):
         metrics.pop(name, None)
     state, step, total = status["state"], status.get("step"), status.get("total_steps")
@@ -109,8 +111,7 @@ def read_records(directory: str | pathlib.Path) -> list[dict[str, Any]]:
 
 def last_value(run: Run, metric: str) -> float | None:
     """The last value of a metric, or None where there is none that is finite."""
-    value = run.metrics.get(metric)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return run.metrics.get(metric)
 
 
 def _seconds_left(
@@ -141,6 +142,10 @@ def _parse(text: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _finite(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _whole(value: Any) -> int | None:

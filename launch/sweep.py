@@ -166,8 +166,8 @@ class Sweep:
             raise ConfigError(
                 f"--metric {self.metric}: no run has it.{nearest(self.metric, metrics)}"
             )
-        axes = self.plan.axes or {}
-        logarithmic = [field for field in axes if axes[field]["kind"] == "log_uniform"]
+        axes = (self.plan.axes or {}).items()
+        logarithmic = {field: axis["kind"] == "log_uniform" for field, axis in axes}
         title = f"Sweep of {self.flags.config}"
         return Results.of(title, self.metric, self.mode, rows, logarithmic)
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from encoders.config import load_config
 
 ROOT = pathlib.Path(__file__).parents[2]
-PARTS = {"__init__", "common", "hardware", "mae", "vit"}  # imported by experiments, none themselves
+PARTS = {"__init__", "common", "hardware", "mae", "sweeps", "vit"}  # imported by them
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in PARTS)
 SPECS = sorted([*NAMES, "vit_s16_in1k:300", "mae_l16_in1k:scan,remat"])
 

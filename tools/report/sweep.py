@@ -48,8 +48,14 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def axis_of(name: str, values: Sequence[Any], *, log: bool = False) -> Axis:
-    """The axis that fits these values: categories, a line, or, from one decade on, a logarithm."""
+def axis_of(name: str, values: Sequence[Any], *, log: bool | None = None) -> Axis:
+    """The axis that fits these values: categories, or numbers on a linear or logarithmic scale.
+
+    Args:
+      name: the field or metric.
+      values: what it has to show.
+      log: the scale of numbers; None: logarithmic where that spreads them better.
+    """
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) < len(values) or not numbers:
         names = sorted({shown(value) for value in values}, key=_natural)
@@ -57,7 +63,7 @@ def axis_of(name: str, values: Sequence[Any], *, log: bool = False) -> Axis:
         return Axis(name, [(place, text) for text, place in places.items()], categories=places)
     distinct = sorted(set(map(float, numbers)))
     least, most = distinct[0], distinct[-1]
-    log = least > 0 and (log or most / least >= 10)
+    log = least > 0 and (_wants_log(distinct) if log is None else log)
     scale = math.log10 if log else float
     ends = [scale(least), scale(most)]
     if least == most:
@@ -83,6 +89,16 @@ def _natural(text: str) -> tuple[int, float, str]:
         return 0, float(text), text
     except ValueError:
         return 1, 0.0, text
+
+
+def _wants_log(distinct: Sequence[float]) -> bool:
+    """For two decades of values; for a few of them, also where they rather multiply than add."""
+    range_ = distinct[-1] / distinct[0]
+    if len(distinct) > MOST_TICKS or len(distinct) < 3:
+        return range_ >= 100
+    ratios = [b / a for a, b in itertools.pairwise(distinct)]
+    steps = [b - a for a, b in itertools.pairwise(distinct)]
+    return range_ >= 4 and max(ratios) / min(ratios) < max(steps) / min(steps)
 
 
 def _spread(places: Sequence[float]) -> bool:
@@ -146,7 +162,7 @@ def parallel_coordinates(results: Results) -> str:
                 f'<line class="axis" x1="{x:.1f}" x2="{x + 4 * side:.1f}" '
                 f'y1="{y:.1f}" y2="{y:.1f}"/>'
             )
-            parts.append(_halo(x + 8 * side, y + 4, _short(text), "tick" if last else "tick end"))
+            parts.append(_on_white(x + 8 * side, y + 4, _short(text), end=not last))
     return svg_page(height, "every run across the axes", parts, width=width)
 
 
@@ -214,7 +230,7 @@ def metric_against(results: Results, field: str) -> str:
 
 def _field_axis(results: Results, field: str) -> Axis:
     values = [row.fields[field] for row in results.rows if field in row.fields]
-    return axis_of(field, values, log=field in results.logarithmic)
+    return axis_of(field, values, log=results.logarithmic.get(field))
 
 
 def _color(results: Results, metric: Axis, row: Row) -> str:
@@ -236,17 +252,21 @@ def _line(path: Sequence[tuple[float, float]], row: Row, color: str, best: bool)
         commands.append(f"C{half:.1f} {b:.1f} {half:.1f} {d:.1f} {c:.1f} {d:.1f}")
     color = BEST if best else color
     dash = ' stroke-dasharray="3 4"' if row.value is None else ""
-    width = 3.4 if best else 1.6
+    width, opacity = (3.4, 1) if best else (1.5, 0.85)
     hover = f"{row.name}: {row.state if row.value is None else shown(row.value)}"
     return (
         f'<path d="{" ".join(commands)}" fill="none" stroke="{color}" stroke-width="{width}"'
-        f' stroke-linecap="round"{dash}><title>{safe(hover)}</title></path>'
+        f' opacity="{opacity}" stroke-linecap="round"{dash}><title>{safe(hover)}</title></path>'
     )
 
 
-def _halo(x: float, y: float, text: str, kind: str) -> str:
-    """A text that stays legible over lines."""
-    return svg_text(x, y, text, f"{kind} halo")
+def _on_white(x: float, y: float, text: str, *, end: bool) -> str:
+    """A tick's text that stays legible over lines; `end`: x is where it ends."""
+    width = LETTER * len(text) + 4
+    left = x - width + 2 if end else x - 2
+    box = f'<rect x="{left:.1f}" y="{y - 11:.1f}" width="{width:.1f}" height="15" rx="3"'
+    text = svg_text(x, y, text, "tick end" if end else "tick")
+    return f'{box} fill="#fff" opacity="0.85"/>{text}'
 
 
 def _key(results: Results) -> str:
@@ -272,7 +292,6 @@ def _fit(text: str, width: float) -> str:
 
 _MORE = """.wide svg { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; } .wide svg { min-width: 720px; }
-svg text.halo { paint-order: stroke; stroke: #fff; stroke-width: 4px; stroke-linejoin: round; }
 svg .median { fill: none; stroke: #9aa5b1; stroke-width: 1.6; }
 tr.best th, tr.best td { background: #fff4e8; }
 """
