@@ -9,7 +9,7 @@ Measured: linear probe 83.4 % against 76.3 % with random weights; kNN 81.4 % aga
 
 from ml_collections import ConfigDict
 
-from configs import sweeps, hardware
+from configs import hardware, sweeps
 
 
 def get_config(arg=None):
