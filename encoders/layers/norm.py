@@ -42,7 +42,7 @@ def _scaled_backward(eps: float, kept: tuple, gradient: jax.Array) -> tuple[jax.
     along_ones = inner.mean(-1, keepdims=True)
     along_y = (inner * y).mean(-1, keepdims=True)
     dx = (inner - along_ones - y * along_y) * inverse
-    return dx.astype(x.dtype), (gradient * y).reshape(-1, y.shape[-1]).sum(0)
+    return dx.astype(x.dtype), (gradient * y).sum(tuple(range(y.ndim - 1)))
 
 
 _scaled.defvjp(_scaled_forward, _scaled_backward)

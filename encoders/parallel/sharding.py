@@ -144,6 +144,11 @@ def batch_major_activations(mesh: Mesh, rows: int) -> Iterator[None]:
     def interceptor(
         call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
+        if context.method_name == "affine" and mesh.shape["sequence"] > 1:
+            # Linear joins rows and tokens to one axis, which cannot be split by tokens: each row
+            # on its own, so that they stay two.
+            x, *weights = args
+            return jax.vmap(lambda row: call(row, *weights))(x)
         out = call(*args, **kwargs)
         if context.method_name != "__call__":
             return out

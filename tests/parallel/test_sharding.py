@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from encoders.errors import ConfigError
+from encoders.models.vit import ViT
 from encoders.parallel.mesh import batch_sharding, make_mesh
 from encoders.parallel.sharding import (
     batch_major_activations,
@@ -82,3 +85,30 @@ def test_activations_keep_their_rows_on_the_batch_axes():
     out = jax.jit(apply)(placed, jax.device_put(x, batch_sharding(mesh)))
     assert out.sharding.is_equivalent_to(NamedSharding(mesh, P(("dcn", "data", "fsdp"))), out.ndim)
     np.testing.assert_allclose(out, model.apply(params, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [80, 81])
+def test_tokens_are_split_in_blocks_and_parameters_gradients_summed_over_them(tokens):
+    encoder = ViT(
+        width=48, depth=2, mlp_dim=112, num_heads=4, patch_size=4, pool="mean", scan=True,
+        class_token=tokens == 81,
+    )  # fmt: skip
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 32, 40, 3)))
+
+    def compiled(mesh):
+        def loss(variables, images):
+            with batch_major_activations(mesh, 4):
+                return jnp.square(encoder.apply(variables, images).pooled).sum()
+
+        images = jax.ShapeDtypeStruct((4, 32, 40, 3), jnp.float32, sharding=batch_sharding(mesh))
+        return jax.jit(jax.grad(loss)).lower(shapes, images).compile()
+
+    one = compiled(make_mesh(devices=jax.devices()[:1]))
+    split = compiled(make_mesh(fsdp=1, sequence=8))
+    sizes = [c.memory_analysis().temp_size_in_bytes for c in (one, split)]
+    assert sizes[1] < 0.2 * sizes[0]
+    hidden = [re.findall(r"f32\[4,(\d+),112\]", c.as_text()) for c in (one, split)]
+    assert [set(found) for found in hidden] == [{str(tokens)}, {str(-(-tokens // 8))}]
+    # A block gathers keys and values, and those of the forward pass again in the backward one.
+    assert 0 < len(re.findall(r" all-gather(?:-start)?\(", split.as_text())) <= 6
+    assert " all-reduce" in split.as_text()
