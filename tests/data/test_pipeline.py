@@ -85,6 +85,15 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(source, referen
         assert equal(joined(parts), reference[step])
 
 
+@pytest.mark.parametrize("options", [dict(threads=0), dict(threads=3), dict(processes=2)])
+def test_any_rows_are_those_of_the_global_batch(source, reference, options):
+    rows = np.array([1, 2, 9, 10, 11, 23])
+    pipeline = Pipeline(source, TRANSFORMS, 24, 7, rows=rows, **options)
+    for batch, whole in zip(pipeline.iterate(1, 4), reference[1:4], strict=True):
+        assert equal(batch, {name: value[rows] for name, value in whole.items()})
+        assert batch["row"].tolist() == rows.tolist()
+
+
 @pytest.mark.parametrize("threads", [0, 1, 3, 16])
 def test_threads_change_nothing(source, reference, threads):
     pipeline = Pipeline(source, TRANSFORMS, 24, 7, threads=threads)
@@ -265,6 +274,18 @@ def test_eval_batches_give_each_example_once(processes):
     assert rows.tolist() == list(range(30))
     assert labels[valid].tolist() == list(range(23))
     assert valid.sum() == 23
+
+
+def test_eval_batches_of_some_rows():
+    files, rows = Files(count=13), np.array([0, 3, 4])
+    some = list(eval_batches(files, [Decode()], 6, rows=rows))
+    whole = list(eval_batches(files, [Decode()], 6))
+    assert [batch["row"].tolist() for batch in some] == [[0, 3, 4], [6, 9, 10], [12, 15, 16]]
+    for part, batch in zip(some, whole, strict=True):
+        assert part["valid"].tolist() == batch["valid"][rows].tolist()
+        np.testing.assert_array_equal(
+            part["image"][part["valid"]], batch["image"][rows][part["valid"]]
+        )
 
 
 def test_eval_batches_leave_corrupt_examples_out(caplog):
