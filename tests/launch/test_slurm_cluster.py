@@ -1,0 +1,165 @@
+"""launch.slurm and launch.sweep on a real Slurm: two nodes on this machine (slurm/cluster.py)."""
+
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+
+import pytest
+from rendered import ROOT
+from slurm import cluster
+
+from encoders.training.metrics import read_facts, read_metrics, read_status
+from launch import slurm, sweep
+
+pytestmark = pytest.mark.skipif(cluster.why_not() is not None, reason=str(cluster.why_not()))
+
+NODES = ["--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "10"]
+STAND_IN = str(pathlib.Path(cluster.__file__).with_name("python"))
+PATIENCE = 200.0  # seconds; a busy machine needs half of it for all tests of this file
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A directory that both nodes share, and their Slurm running."""
+    (ROOT / "build").mkdir(exist_ok=True)  # launchers refuse /tmp
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="slurm-", dir=ROOT / "build"))
+    state = pathlib.Path(tempfile.mkdtemp(prefix="slurm-"))  # sockets want short paths
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            for name, value in cluster.start(state).items():
+                patch.setenv(name, value)
+            patch.setenv("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
+            yield directory
+        finally:
+            cluster.stop(state)
+            shutil.rmtree(state)
+            shutil.rmtree(directory)
+
+
+def submit(workdir, *arguments, config="tests/training/tiny.py"):
+    slurm.main(["--config", config, "--workdir", str(workdir), *NODES, *arguments])
+
+
+def act(workdir, *starts, notice=()):
+    """Submits the stand-in: what processes 0 and 1 do at each start."""
+    workdir.mkdir()
+    (workdir / "plan").write_text("\n".join(starts) + "\n")
+    submit(workdir, "--nodes", "2", "--python", STAND_IN, *notice)
+
+
+def job_of(workdir):
+    """The fields of a run's Slurm job, once it has one."""
+    listed = scontrol("show", "job", "-o").splitlines()
+    jobs = [dict(w.split("=", 1) for w in line.split() if "=" in w) for line in listed]
+    (found,) = [job for job in jobs if job.get("StdOut", "").startswith(f"{workdir}/")]
+    return found
+
+
+def scontrol(*words):
+    return subprocess.run(["scontrol", *words], capture_output=True, text=True).stdout
+
+
+def until(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            logs = "".join(f"\n{p}:\n{p.read_text()}" for p in what.rglob("slurm-*.log"))
+            pytest.fail(f"{what} was not done in {PATIENCE:.0f} s\n{scontrol('show', 'job')}{logs}")
+        time.sleep(0.3)
+    return value
+
+
+def ended(workdir):
+    """The run's job, when Slurm is done with it."""
+
+    def done():
+        job = job_of(workdir)
+        return job if job["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") else None
+
+    return until(done, workdir)
+
+
+def console(workdir):
+    (file,) = workdir.glob("slurm-*.log")
+    return file.read_text()
+
+
+@pytest.fixture(scope="module")
+def told_by_slurm(shared):
+    """Submitted first, because Slurm's own notice takes half a minute to come."""
+    act(shared / "notice", "wait wait", "0 0", notice=["--time", "2", "--notice", "75"])
+    return shared / "notice"
+
+
+def test_a_run_that_is_told_to_stop_requeues_itself_and_ends_as_if_undisturbed(
+    shared, told_by_slurm
+):
+    steps = ["--nodes", "2", "--config.duration.steps=60", "--config.log.every.steps=5"]
+    for name in ("undisturbed", "disturbed"):
+        submit(shared / name, *steps)
+    workdir = shared / "disturbed"
+    until(lambda: len(read_metrics(workdir)) > 1, workdir)
+    # What --signal=TERM does, at a moment of the test's choice: the steps get it, the script not.
+    subprocess.run(["scancel", "--signal=TERM", job_of(workdir)["JobId"]], check=True)
+    job = ended(workdir)
+    assert (job["JobState"], job["Restarts"], job["NumNodes"]) == ("COMPLETED", "1", "2")
+    assert ended(shared / "undisturbed")["Restarts"] == "0"
+    assert "stopped, its state is saved" in console(workdir)
+    first, second = read_facts(workdir)["sessions"]
+    assert first["outcome"] == "stopped"
+    assert 0 < second["first_step"] < 60
+    assert second["devices"]["processes"] == 2
+    last, expected = (read_metrics(shared / n)[-1] for n in ("disturbed", "undisturbed"))
+    assert last["step"] == expected["step"] == 60
+    assert read_status(workdir)["state"] == "finished"
+    assert last["train/loss"] == expected["train/loss"]
+
+
+def test_a_sweep_of_four_points_is_one_array(shared):
+    root = shared / "sweep"
+    points = ["--config", "tests/training/tiny_sweep.py", "--workdir", str(root), "--on", "slurm"]
+    assert sweep.main([*points, *NODES, "--nodes", "1", "--max-running", "3"]) == 0
+    until(lambda: len(list(root.glob("*/status.json"))) == 4, root)
+    runs = sorted(path.parent for path in root.glob("*/status.json"))
+
+    def all_finished():
+        return all((read_status(run) or {}).get("state") == "finished" for run in runs)
+
+    until(all_finished, root)
+    listed = [line for line in scontrol("show", "job", "-o").splitlines() if str(root) in line]
+    assert len({line.split("ArrayJobId=")[1].split()[0] for line in listed}) == 1
+    assert all("ArrayTaskThrottle=3" in line for line in listed)
+    assert len(listed) == 4
+
+
+def test_the_notice_of_the_time_limit_makes_it_requeue(told_by_slurm):
+    job = ended(told_by_slurm)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+    assert "stopped, its state is saved" in console(told_by_slurm)
+    assert not list(told_by_slurm.glob("slurm/*.failures"))
+
+
+def test_a_mistake_of_one_process_is_not_tried_again(shared):
+    act(shared / "mistake", "8 3")
+    job = ended(shared / "mistake")
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "3:0", "0")
+
+
+def test_failures_are_tried_again_until_the_limit(shared):
+    act(shared / "lost", "8 137", "9 8", "7 7", notice=["--retries", "2"])
+    act(shared / "once", "8 137", "0 0")
+    job = ended(shared / "lost")
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "7:0", "2")
+    assert ended(shared / "once")["JobState"] == "COMPLETED"
+
+
+def test_scancel_does_not_requeue(shared):
+    workdir = shared / "cancelled"
+    act(workdir, "wait wait", "0 0")
+    until(lambda: len(list(workdir.glob("starts-*"))) == 2, workdir)
+    subprocess.run(["scancel", job_of(workdir)["JobId"]], check=True)
+    until(lambda: "cancelled; it stays out of the queue" in console(workdir), workdir)
+    job = ended(workdir)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
