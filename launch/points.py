@@ -88,6 +88,8 @@ def read_plan(spec: str) -> Plan:
         raise ConfigError(f"{where}: {error}.") from error
     if isinstance(found, list | tuple):
         found = {"points": found}
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{where}: expected sweeps.grid() or a list of points, got {found!r}.")
     plan = construct(Plan, found, where)
     points = {}  # a draw may repeat a point, which is still one run
     for index, point in enumerate(plan.points):

@@ -26,7 +26,7 @@ from launch.check import check_metric, check_points
 from launch.children import CONSOLE, Stop, Task, run_all, stop_signals
 from launch.flags import Parser, parse
 from launch.job import Job
-from launch.points import Fields, Point, Record, read_plan
+from launch.points import RECORD, Fields, Point, Record, read_plan
 from launch.results import Results, Row
 from launch.runs import Run, last_value, read_run
 from launch.search import propose
@@ -281,6 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--on local waits for; draw them beforehand with sweeps.sample."
         )
     if flags.report:
+        if not (sweep.record.root / RECORD).exists():
+            raise ConfigError(f"--workdir {flags.workdir}: no sweep has been started there.")
         _show(sweep)
         return 0
     sweep.check()
@@ -325,7 +327,7 @@ def _dry_run(sweep: Sweep, backend: Any) -> int:
             print(shlex.join(sweep.command(point, "python")))
         return 0
     for name, text in backend.render([sweep.job(p) for p in todo], sweep.flags).items():
-        print(f"# {name}\n{text.rstrip()}\n")
+        print(f"--- {name} ---\n{text}", end="")
     return 0
 
 
