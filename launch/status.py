@@ -21,7 +21,7 @@ from launch.flags import Parser
 from launch.results import COLORS
 from launch.runs import Run, find_runs, last_value, read_run
 
-WIDTH = 160  # columns where the output is not a terminal
+WIDTH = 200  # columns where the output is not a terminal
 # column -> (metric, how it is shown)
 UTILISATION: dict[str, tuple[str, Callable[[float], str]]] = {
     "examples/s": ("train/examples_per_second", lambda v: f"{v:,.0f}" if v >= 10 else f"{v:.2g}"),
@@ -91,9 +91,9 @@ def table(runs: Sequence[Run], root: pathlib.Path, now: float) -> Table:
     }
     grid = Table(box=None, pad_edge=False, header_style="dim")
     grid.add_column("run", overflow="fold")
-    grid.add_column("state")
+    grid.add_column("state", no_wrap=True)
     for column in ("step", "ETA", *shown):
-        grid.add_column(column, justify="right")
+        grid.add_column(column, justify="right", no_wrap=True)
     grid.add_column("evaluation", overflow="fold")
     grid.add_column("restarts", justify="right")
     grid.add_column("devices", overflow="fold")

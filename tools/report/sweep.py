@@ -80,7 +80,11 @@ def axis_of(name: str, values: Sequence[Any], *, log: bool | None = None) -> Axi
     low, high = ends
     margin = 0.06 * (high - low) if few else 0.0
     low, high = low - margin, high + margin
-    placed = [((scale(tick) - low) / (high - low), shown(float(tick))) for tick in ticks]
+    texts = [shown(float(tick)) for tick in ticks]
+    if len(set(texts)) < len(texts):  # a narrow range far from 0
+        texts = [f"{tick:.10g}" for tick in ticks]
+    places = [(scale(tick) - low) / (high - low) for tick in ticks]
+    placed = list(zip(places, texts, strict=True))
     return Axis(name, placed, low, high, log)
 
 
