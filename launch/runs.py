@@ -67,11 +67,11 @@ def find_runs(root: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def read_run(directory: str | pathlib.Path, *, now: float | None = None) -> Run | None:
     """Reads one run, or returns None where its status.json is missing, torn, or someone else's."""
     directory = pathlib.Path(directory)
-    status = _object(directory / "status.json")
+    status = read_object(directory / "status.json")
     if status.get("state") not in STATES or not isinstance(status.get("time"), int | float):
         return None
     now = time.time() if now is None else now
-    sessions = _object(directory / "run.json").get("sessions")
+    sessions = read_object(directory / "run.json").get("sessions")
     sessions = [s for s in sessions if isinstance(s, dict)] if isinstance(sessions, list) else []
     records = read_records(directory)
     metrics: dict[str, float | None] = {}
@@ -109,11 +109,6 @@ def read_records(directory: str | pathlib.Path) -> list[dict[str, Any]]:
     return [r for r in records if "step" in r and "time" in r]
 
 
-def last_value(run: Run, metric: str) -> float | None:
-    """The last value of a metric, or None where there is none that is finite."""
-    return run.metrics.get(metric)
-
-
 def _seconds_left(
     records: Sequence[Mapping[str, Any]], started: float, step: int | None, total: int | None
 ) -> float | None:
@@ -129,7 +124,8 @@ def _longest_pause(records: Sequence[Mapping[str, Any]]) -> float:
     return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
 
-def _object(path: pathlib.Path) -> dict[str, Any]:
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object, or {} where there is none that can be read."""
     try:
         return _parse(path.read_bytes())
     except OSError:

@@ -19,7 +19,7 @@ from rich.text import Text
 from encoders.errors import ConfigError, exit_cleanly
 from launch.flags import Parser
 from launch.results import COLORS
-from launch.runs import Run, find_runs, last_value, read_run
+from launch.runs import Run, find_runs, read_run
 
 WIDTH = 200  # columns where the output is not a terminal
 # column -> (metric, how it is shown)
@@ -87,7 +87,7 @@ def table(runs: Sequence[Run], root: pathlib.Path, now: float) -> Table:
     shown = {
         column: (metric, form)
         for column, (metric, form) in UTILISATION.items()
-        if any(last_value(run, metric) is not None for run in runs)
+        if any(run.metrics.get(metric) is not None for run in runs)
     }
     grid = Table(box=None, pad_edge=False, header_style="dim")
     grid.add_column("run", overflow="fold")
@@ -99,7 +99,7 @@ def table(runs: Sequence[Run], root: pathlib.Path, now: float) -> Table:
     grid.add_column("devices", overflow="fold")
     for run in runs:
         values = [
-            "–" if (value := last_value(run, metric)) is None else form(value)
+            "–" if (value := run.metrics.get(metric)) is None else form(value)
             for metric, form in shown.values()
         ]
         grid.add_row(
@@ -140,7 +140,7 @@ def _evaluation(run: Run) -> str:
     """The main metric of each evaluator: accuracy where there is one, else its first."""
     shown: dict[str, tuple[str, float]] = {}
     for name in run.metrics:
-        value = last_value(run, name)
+        value = run.metrics.get(name)
         parts = name.split("/", 2)
         if parts[0] != "eval" or len(parts) < 3 or value is None:
             continue

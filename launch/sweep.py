@@ -28,7 +28,7 @@ from launch.flags import Parser, parse
 from launch.job import Job
 from launch.points import RECORD, Fields, Point, Record, read_plan
 from launch.results import Results, Row
-from launch.runs import Run, last_value, read_run
+from launch.runs import read_object, read_run
 from launch.search import propose
 
 BACKENDS = ("slurm", "tpu", "gke")
@@ -86,7 +86,7 @@ class Sweep:
     def next_points(self, count: int) -> list[Point]:
         """More points of a search, from the results so far; none when it is complete."""
         left = (self.plan.trials or 0) - len(self.points)
-        history = [(point.fields, self.result(point)) for point in self.points]
+        history = [(point.fields, self.look(point).value) for point in self.points]
         asked = min(count, left)
         if asked < 1:
             return []
@@ -97,25 +97,27 @@ class Sweep:
 
     # --- what has come of it --------------------------------------------------------------------
 
-    def read(self, point: Point) -> Run | None:
-        return read_run(self.record.workdir(point))
-
-    def state(self, point: Point) -> str:
-        """As its status.json says; 'failed' where it died without a word; else what we know."""
-        run = self.read(point)
-        if point.code is not None and (run is None or run.state in ("running", "silent")):
-            return "failed"
-        if run is None:
-            return "waiting" if point.job is None else "submitted"
-        return run.state
+    def look(self, point: Point) -> Row:
+        """How the run of a point is doing now."""
+        directory = self.record.workdir(point)
+        run = read_run(directory)
+        state = run.state if run else ("waiting" if point.job is None else "submitted")
+        if point.code is not None and state != "finished":
+            state = "failed"  # perhaps without a word
+        message, progress, value = "", "", None
+        if run is not None and run.step is not None:
+            progress = f"{run.step}/{run.total_steps}"
+        if run is not None and state == "finished":
+            value = run.metrics.get(self.metric)
+        if state == "failed":
+            message = (run.message if run else "") or _last_words(directory, point.code)
+        return Row(point.name, point.fields, state, value, progress, message)
 
     def finished(self, point: Point) -> bool:
         """Whether all steps are done that this command asks for."""
-        if self.state(point) != "finished":
+        if self.look(point).state != "finished":
             return False
-        written = json.loads(
-            (pathlib.Path(self.record.workdir(point)) / "config.json").read_bytes()
-        )
+        written = read_object(pathlib.Path(self.record.workdir(point)) / "config.json")
         return written.get("duration") == json.loads(json.dumps(self._config(point)["duration"]))
 
     def open_points(self) -> list[Point]:
@@ -124,29 +126,9 @@ class Sweep:
         return [
             point
             for point in self.points
-            if not self.finished(point) and not (point.code == hopeless and self.read(point))
+            if not self.finished(point)
+            and not (point.code == hopeless and read_run(self.record.workdir(point)))
         ]
-
-    def result(self, point: Point) -> float | None:
-        """The last value of the metric, of a run that finished."""
-        run = self.read(point)
-        return last_value(run, self.metric) if run and run.state == "finished" else None
-
-    def reason(self, point: Point) -> str:
-        """One line on why a run failed, or ''."""
-        if self.state(point) != "failed":
-            return ""
-        run = self.read(point)
-        if run is not None and run.message:
-            return run.message
-        if point.code is not None and point.code < 0:
-            return f"killed by {signal.Signals(-point.code).name}"
-        try:
-            console = pathlib.Path(self.record.workdir(point), CONSOLE).read_text(errors="replace")
-        except OSError:
-            console = ""
-        lines = [line for line in console.splitlines() if line.strip()]
-        return lines[-1].removeprefix("error: ") if lines else f"exit code {point.code}"
 
     def results(self) -> Results:
         """Every run of the directory, the best first.
@@ -154,17 +136,13 @@ class Sweep:
         Raises:
           ConfigError: runs have finished, and none of them has the metric.
         """
-        rows, metrics = [], set()
-        for point in self.record.points:
-            run = self.read(point)
-            progress = "" if run is None or run.step is None else f"{run.step}/{run.total_steps}"
-            state, value = self.state(point), self.result(point)
-            rows.append(Row(point.name, point.fields, state, value, progress, self.reason(point)))
-            if state == "finished":
-                metrics |= run.metrics.keys()
-        if metrics and self.metric not in metrics:
+        rows = [self.look(point) for point in self.record.points]
+        done = [row for row in rows if row.state == "finished"]
+        run = read_run(self.record.root / done[0].name) if done else None
+        lacks = run is not None and self.metric not in run.metrics
+        if lacks and all(row.value is None for row in done):
             raise ConfigError(
-                f"--metric {self.metric}: no run has it.{nearest(self.metric, metrics)}"
+                f"--metric {self.metric}: no run has it.{nearest(self.metric, run.metrics)}"
             )
         axes = (self.plan.axes or {}).items()
         logarithmic = {field: axis["kind"] == "log_uniform" for field, axis in axes}
@@ -183,6 +161,18 @@ class Sweep:
 
     def _config(self, point: Point) -> dict[str, Any]:
         return to_plain(load_config(self.flags.config, self.job(point).overrides))
+
+
+def _last_words(directory: str, code: int | None) -> str:
+    """One line on why a run failed that left no message."""
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    try:
+        console = pathlib.Path(directory, CONSOLE).read_text(errors="replace")
+    except OSError:
+        console = ""
+    lines = [line for line in console.splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
 
 
 def _corners(axes: dict[str, Any]) -> list[Fields]:
@@ -219,6 +209,7 @@ def _run_batch(sweep: Sweep, points: Sequence[Point], stop: Stop) -> None:
     began: dict[str, float] = {}
 
     def started(task: Task) -> None:
+        by_name[task.name].code = None
         began[task.name] = time.monotonic()
         print(f"{task.name}: started", flush=True)
 
@@ -227,10 +218,10 @@ def _run_batch(sweep: Sweep, points: Sequence[Point], stop: Stop) -> None:
         early = stop and code == -signal.SIGTERM  # it was not listening yet, and had not begun
         point.code = None if code in (0, STOPPED) or early else code
         sweep.record.write()
-        state, value, reason = sweep.state(point), sweep.result(point), sweep.reason(point)
-        text = f"{state} after {time.monotonic() - began[task.name]:.0f} s"
-        text += f", {sweep.metric} {value:.4g}" if value is not None else ""
-        print(f"{task.name}: {text}" + (f": {reason}" if reason else ""), flush=True)
+        row = sweep.look(point)
+        text = f"{row.state} after {time.monotonic() - began[task.name]:.0f} s"
+        text += f", {sweep.metric} {row.value:.4g}" if row.value is not None else ""
+        print(f"{task.name}: {text}" + (f": {row.message}" if row.message else ""), flush=True)
 
     run_all(
         [Task(p.name, sweep.command(p), sweep.record.workdir(p)) for p in points],
@@ -247,7 +238,7 @@ def _run_batch(sweep: Sweep, points: Sequence[Point], stop: Stop) -> None:
 
 def submit(sweep: Sweep, backend: Any) -> None:
     """Hands the runs that are not submitted yet to a scheduler; with --resubmit the others, too."""
-    left = [p for p in sweep.open_points() if sweep.state(p) != "running"]
+    left = [p for p in sweep.open_points() if sweep.look(p).state != "running"]
     again = [p for p in left if p.job is not None]
     todo = left if sweep.flags.resubmit else [p for p in left if p.job is None]
     if again and not sweep.flags.resubmit:
@@ -297,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         submit(sweep, backend)
     sweep.record.write()
     _show(sweep)
-    states = [sweep.state(point) for point in sweep.points]
+    states = [sweep.look(point).state for point in sweep.points]
     if backend is not None:
         return 0
     if "failed" in states and not stopped:
