@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -103,6 +105,50 @@ def check_shared(flag: str, path: str) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Mount:
+    """A shared directory that every machine of a run mounts.
+
+    Attributes:
+      kind: 'bucket' (of Google Cloud Storage), 'nfs', or 'claim' (a PersistentVolumeClaim).
+      source: the bucket's name, 'host:/share', or the claim's name.
+      path: where it is mounted.
+    """
+
+    kind: str
+    source: str
+    path: str
+
+
+def read_mounts(values: Sequence[str], kinds: Sequence[str], jobs: Sequence[Job]) -> list[Mount]:
+    """Reads gs://BUCKET:/PATH, HOST:/SHARE:/PATH and claim://NAME:/PATH.
+
+    Raises:
+      ConfigError: one is of another form, or a run's workdir is in none of them.
+    """
+    forms = {
+        "bucket": ("gs://BUCKET:/PATH", r"gs://([a-z0-9][a-z0-9._-]+):(/.+)"),
+        "claim": ("claim://NAME:/PATH", r"claim://([a-z0-9][a-z0-9.-]*):(/.+)"),
+        "nfs": ("HOST:/SHARE:/PATH", r"([A-Za-z0-9][A-Za-z0-9.-]*:/[^:]*):(/.+)"),
+    }
+    wanted = " or ".join(forms[kind][0] for kind in kinds)
+    mounts = []
+    for value in values:
+        matches = ((kind, re.fullmatch(forms[kind][1], value)) for kind in kinds)
+        found = next(((kind, match) for kind, match in matches if match), None)
+        if found is None:
+            raise ConfigError(f"--mount {value}: expected {wanted}.")
+        check_shared("--mount", found[1][2])
+        mounts.append(Mount(found[0], found[1][1], found[1][2].rstrip("/")))
+    for job in jobs:
+        if not any(job.workdir.startswith(mount.path + "/") for mount in mounts):
+            raise ConfigError(
+                f"--workdir {job.workdir} is in no --mount, and the machines share nothing else; "
+                f"add --mount {wanted}."
+            )
+    return mounts
+
+
 def make_workdir(path: str) -> None:
     """Makes a run's directory, so that what cannot be written is known before the queue.
 
@@ -118,6 +164,15 @@ def make_workdir(path: str) -> None:
         raise ConfigError(
             f"--workdir {path} cannot be written from here ({error.strerror})."
         ) from error
+
+
+def names_of(jobs: Sequence[Job]) -> list[str]:
+    """A name for each run that starts with a letter and that no other has; the same every time."""
+    names: list[str] = []
+    for index, job in enumerate(jobs):
+        name = job.name if job.name[0].isalpha() else f"run-{job.name}"
+        names.append(f"{name}-{index}" if name in names else name)
+    return names
 
 
 def at_least(name: str, value: int, least: int) -> None:
@@ -144,20 +199,29 @@ def read_pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
 # --- programs and shell ---------------------------------------------------------------------------
 
 
-def call(command: Sequence[str], *, text: str | None = None, needed: str) -> str:
+def call(
+    command: Sequence[str],
+    *,
+    needed: str,
+    text: str | None = None,
+    directory: str | pathlib.Path | None = None,
+) -> str:
     """Runs a scheduler's command and returns what it printed.
 
     Args:
       command: the program and its arguments; no shell is involved.
-      text: what it reads from its standard input.
       needed: where the program comes from, said when it is not there.
+      text: what it reads from its standard input.
+      directory: where it runs.
 
     Raises:
       SubmitError: it is not on PATH, or it failed.
     """
     if shutil.which(command[0]) is None:
         raise SubmitError(f"{command[0]} is not on PATH here; {needed}.")
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, check=False, cwd=directory
+    )
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split()) or "no message"
         raise SubmitError(f"{command[0]} failed with exit code {done.returncode}: {said}")
