@@ -38,7 +38,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.data.source = synthetic(size, channels)
     config.data.examples_per_epoch = None
     config.data.threads, config.data.processes = 1, 0
-    config.optimizer.schedule.warmup = {"steps": 1}
+    for phase in {"warmup", "cooldown"} & set(config.optimizer.schedule):
+        config.optimizer.schedule[phase] = {"steps": 1}
     config.checkpoint = dict(every={"steps": 2})
     config.log = dict(every={"steps": 1}, tensorboard=False)
     for evaluator in config.evaluators.values():
