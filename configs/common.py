@@ -40,6 +40,7 @@ def imagenet_base(size: int = 224) -> ConfigDict:
             checkpoint=dict(every={"epochs": 1}, keep_last=2),
             log=dict(every={"steps": 50}),
             hardware=hardware.section(),
+            deadlines=dict(),
         )
     )
 

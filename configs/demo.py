@@ -80,6 +80,7 @@ def get_config(arg=None):
     config.checkpoint = dict(every={"percent": 50}, keep_last=1)
     config.log = dict(every={"steps": 25})
     config.hardware = hardware.section()
+    config.deadlines = {}
     return hardware.apply(config, arg)
 
 

@@ -17,6 +17,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -95,9 +96,9 @@ def joined(
             os.kill(os.getpid(), signal.SIGTERM)
         _check_devices(expect_devices)
         log.info(
-            "process %d of %d, %d of %d devices, joined in %.1f s", jax.process_index(),
-            jax.process_count(), jax.local_device_count(), jax.device_count(),
-            time.monotonic() - began,
+            "process %d of %d on %s, pid %d: %d of %d devices, joined in %.1f s",
+            jax.process_index(), jax.process_count(), socket.gethostname(), os.getpid(),
+            jax.local_device_count(), jax.device_count(), time.monotonic() - began,
         )  # fmt: skip
         yield
     except BaseException as error:
@@ -133,7 +134,7 @@ def find_place(
     if cluster == "slurm":
         found = _slurm(read, environment)
     elif cluster == "openmpi":
-        found = _openmpi(read, environment)
+        found = _openmpi(read, environment, coordinator)
     elif cluster == "tpu" or (cluster == "gke" and "TPU_WORKER_ID" in environment):
         found = Place()  # jax asks the TPU's metadata
     elif cluster == "gke":
@@ -175,16 +176,17 @@ def _slurm(read: Callable[[str], str], environment: Mapping[str, str]) -> Place:
     return Place(coordinator, count, index, _share(local, -(-count // nodes), environment))
 
 
-def _openmpi(read: Callable[[str], str], environment: Mapping[str, str]) -> Place:
+def _openmpi(
+    read: Callable[[str], str], environment: Mapping[str, str], coordinator: str | None
+) -> Place:
     names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
     index, count, local, beside = (int(read(f"OMPI_COMM_WORLD_{name}")) for name in names)
     launcher = re.search(r"tcp://([\d.]+)[^:]*:(\d+)", environment.get("OMPI_MCA_orte_hnp_uri", ""))
-    coordinator = None
     if launcher:  # mpirun's own host; its port names the job
         coordinator = f"{launcher[1]}:{61440 + int(launcher[2]) % 4096}"
     elif count == beside:
         coordinator = f"127.0.0.1:{61440 + os.getppid() % 4096}"
-    else:
+    elif coordinator is None:
         raise StartupError(
             "--cluster openmpi: this Open MPI does not say where mpirun runs; add "
             "--coordinator HOST:PORT with the host of rank 0."
@@ -218,10 +220,8 @@ def _connect(place: Place, deadline: float) -> None:
     """jax.distributed.initialize, with what can go wrong said before it can hang."""
     if place.coordinator is not None:
         _await_coordinator(place, deadline)
-    left = max(1, round(deadline - time.monotonic()))
-    if place.coordinator is None:
-        options: dict[str, Any] = {}
-    else:
+    options: dict[str, Any] = {}
+    if place.coordinator is not None:
         options = dict(
             coordinator_address=place.coordinator,
             num_processes=place.count,
@@ -229,15 +229,23 @@ def _connect(place: Place, deadline: float) -> None:
             local_device_ids=place.local_devices,
             cluster_detection_method="deactivate",
         )
+    left = max(1.0, deadline - time.monotonic())
+    late = StartupError(
+        f"the other processes{'' if place.count is None else f' of {place.count}'} did not come "
+        f"within the start-up deadline; see whether all were started, with the same number of "
+        f"processes, and can reach {place.coordinator or 'each other'}."
+    )
+    # jax's own deadline ends the process with a stack trace, and only tells that it passed.
+    timer = threading.Timer(left, _exit_alone, [late])
+    timer.daemon = True
+    timer.start()
     try:
-        jax.distributed.initialize(initialization_timeout=left, **options)
+        jax.distributed.initialize(initialization_timeout=round(left) + 60, **options)
+        jax.devices()  # waits for everyone's devices
     except (RuntimeError, ValueError) as error:  # jax's XlaRuntimeError is a RuntimeError
-        waited = "" if place.count is None else f" of {place.count} processes"
-        raise StartupError(
-            f"the start{waited} failed within its deadline of {left} s; see whether all of them "
-            f"were started with the same --processes and can reach {place.coordinator} "
-            f"({_first_line(error)})."
-        ) from error
+        raise StartupError(f"jax could not join the processes ({_first_line(error)}).") from error
+    finally:
+        timer.cancel()
 
 
 def _await_coordinator(place: Place, deadline: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -148,8 +149,9 @@ def _run(
             store.save(step, state.replace(teacher=None), experiment.metadata(step), scores)
 
     log.info(
-        "training steps %d to %d on %d %s device(s) of %d process(es)", first, total,
-        experiment.mesh.size, experiment.mesh.devices.flat[0].platform, jax.process_count(),
+        "training steps %d to %d on %d %s device(s); process %d of %d, pid %d", first, total,
+        experiment.mesh.size, experiment.mesh.devices.flat[0].platform, jax.process_index(),
+        jax.process_count(), os.getpid(),
     )  # fmt: skip
     step = first
     due = False

@@ -30,4 +30,5 @@ def get_config(arg=None):
     config.log = dict(every={"steps": 5}, tensorboard=False)
     config.evaluators = {}
     config.hardware = dict(fsdp_min_size=64)
+    config.deadlines = {}
     return config

@@ -1,0 +1,78 @@
+"""Processes of a run are killed at any moment; the supervisor starts them again."""
+
+import os
+import pathlib
+import random
+import signal
+import time
+
+import jax
+import numpy as np
+import tiny
+from running import finish, launch, losses
+
+from encoders.checkpoints.store import CheckpointStore
+from encoders.training.experiment import Experiment
+from encoders.training.metrics import read_facts
+
+STEPS = 40
+OPTIONS = (
+    f"--config.duration.steps={STEPS}",
+    "--config.log.every.steps=1",
+    "--config.checkpoint.every.steps=2",
+    "--config.checkpoint.keep_last=1",
+    "--config.model.depth=1",
+    *("--processes", 2, "--retries", 25),
+)
+KILLS = 20
+
+
+def parameters(workdir):
+    config = tiny.get_config()
+    config.model.depth = 1
+    config.duration.steps = STEPS
+    abstract = Experiment(config, devices=jax.devices()[:1]).abstract_state
+    with CheckpointStore(workdir / "checkpoints") as store:
+        assert store.latest() == STEPS
+        return jax.device_get(store.restore(abstract, STEPS).params)
+
+
+def workers(supervisor):
+    """Pids of the processes that a supervisor runs now."""
+    found = []
+    for path in pathlib.Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                stat = (path / "stat").read_text().rpartition(")")[2].split()
+                command = (path / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if int(stat[1]) == supervisor.pid and b"launch.worker" in command and stat[0] != "Z":
+                found.append(int(path.name))
+    return sorted(found)
+
+
+def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    code, output = finish(launch(undisturbed, *OPTIONS))
+    assert code == 0, output
+
+    draw = random.Random(0)
+    run = launch(killed, *OPTIONS)
+    kills = 0
+    while kills < KILLS and run.poll() is None:
+        time.sleep(draw.uniform(0, 8))
+        pair = workers(run)
+        if len(pair) == 2:
+            os.kill(draw.choice(pair), signal.SIGKILL)
+            kills += 1
+            while workers(run)[:2] == pair and run.poll() is None:
+                time.sleep(0.05)
+    code, output = finish(run)
+    assert code == 0, output
+    assert kills >= 10, "the run ended before it was killed often enough"
+    assert output.count("starting again") == kills
+    sessions = read_facts(killed)["sessions"]
+    assert [s["first_step"] for s in sessions] == sorted(s["first_step"] for s in sessions)
+    assert losses(killed) == losses(undisturbed)
+    jax.tree.map(np.testing.assert_array_equal, parameters(killed), parameters(undisturbed))

@@ -1,0 +1,64 @@
+"""Runs of tests/training/tiny.py in real processes, for tests that stop, kill and resume them."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import tiny
+
+from encoders.training.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = str(pathlib.Path(tiny.__file__))
+# Compilation is most of what these tests do, and need not make fast code.
+FLAGS = "--xla_backend_optimization_level=0"
+
+
+def environment(devices=1, **variables):
+    forced = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": forced, "PYTHONPATH": str(ROOT), **variables}
+
+
+def launch(workdir, *arguments, module="launch.local", config=CONFIG, devices=1, **options):
+    """Starts a launcher; what it and its processes print is in `.stdout`."""
+    command = [sys.executable, "-m", module, "--config", config, "--workdir", str(workdir)]
+    options = {"cwd": ROOT, "env": environment(devices), **options}
+    return subprocess.Popen(
+        command + list(map(str, arguments)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finish(process, seconds=300):
+    """Exit code and output."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def wait_for(condition, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
+
+
+def wait_for_step(step, workdir, process):
+    wait_for(lambda: last_step(workdir) >= step, process)
+
+
+def last_step(workdir):
+    records = read_metrics(workdir)
+    return records[-1]["step"] if records else 0
+
+
+def losses(workdir):
+    return {r["step"]: r["train/loss"] for r in read_metrics(workdir) if "train/loss" in r}

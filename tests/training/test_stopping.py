@@ -1,0 +1,103 @@
+"""SIGTERM at any moment saves and stops; a hang ends with its stacks written."""
+
+import os
+import pathlib
+import re
+import signal
+
+import pytest
+from running import finish, last_step, launch, losses, wait_for, wait_for_step
+
+from encoders.errors import STOPPED, DeadlineError
+from encoders.training.metrics import read_facts, read_metrics, read_status
+
+TWO = ("--processes", 2)
+SHORT = ("--config.model.depth=1", "--config.log.every.steps=1")
+
+
+def says(workdir, text):
+    log = workdir / "log.txt"
+    return lambda: log.exists() and text in log.read_text()
+
+
+def saved(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+@pytest.mark.parametrize("processes", [(), TWO], ids=["one", "two"])
+def test_a_signal_while_compiling_saves_the_first_state(processes, tmp_path):
+    run = launch(tmp_path, *SHORT, *processes, "--config.duration.steps=5000")
+    wait_for((tmp_path / "run.json").exists, run)  # the last thing before compiling
+    assert not says(tmp_path, "compiled the training step")()
+    run.send_signal(signal.SIGTERM)
+    code, output = finish(run)
+    assert code == STOPPED, output
+    status = read_status(tmp_path)
+    assert status["state"] == "stopped"
+    assert saved(tmp_path) == [status["step"]]
+    code, output = finish(launch(tmp_path, *SHORT, *processes, "--config.duration.steps=60"))
+    assert code == 0, output
+    assert read_facts(tmp_path)["sessions"][1]["first_step"] == status["step"]
+
+
+@pytest.mark.parametrize("processes", [(), TWO], ids=["one", "two"])
+def test_a_signal_during_evaluation_leaves_it_and_the_next_start_makes_up_for_it(
+    processes, tmp_path
+):
+    options = (*SHORT, *processes, "--config.duration.steps=8")
+    source = "{'name': 'synthetic', 'image_size': (20, 20), 'num_classes': 4, 'num_examples': %d}"
+    evaluator = (
+        "--config.evaluators={'top': {'name': 'classification', 'batch_size': 8, "
+        "'every': {'steps': 4}, 'test': %s}}"
+    )
+    run = launch(tmp_path, *options, evaluator % (source % 10**6))
+    wait_for_step(4, tmp_path, run)
+    run.send_signal(signal.SIGTERM)
+    code, output = finish(run, seconds=120)
+    assert code == STOPPED, output
+    assert last_step(tmp_path) == 4
+    assert saved(tmp_path) == [4]
+    assert not any("eval/" in name for record in read_metrics(tmp_path) for name in record)
+
+    code, output = finish(launch(tmp_path, *options, evaluator % (source % 16)))
+    assert code == 0, output
+    scored = [r["step"] for r in read_metrics(tmp_path) if "eval/top/accuracy" in r]
+    assert scored == [4, 8]
+    assert read_status(tmp_path)["state"] == "finished"
+
+
+def test_a_process_that_hangs_ends_the_run_with_its_stacks(tmp_path):
+    options = (*SHORT, *TWO, "--retries", 0, "--config.deadlines.step=4")
+    run = launch(tmp_path, *options, "--config.duration.steps=100000")
+    wait_for_step(3, tmp_path, run)
+    [second] = re.findall(r"pid (\d+)", pathlib.Path(tmp_path / "log-1.txt").read_text())
+    os.kill(int(second), signal.SIGSTOP)
+    code, output = finish(run, seconds=120)
+    assert code == DeadlineError.exit_code, output
+    assert "process 0: no progress for 4 s (deadlines.step)" in output
+    stacks = (tmp_path / "stacks-0.txt").read_text()
+    assert "loop.py" in stacks
+    assert "Current thread" in stacks
+    status = read_status(tmp_path)
+    assert status["state"] == "failed"
+    assert "no progress" in status["message"]
+
+
+def test_goodput_counts_steps_that_lasted_and_all_the_time_since_the_first_start(tmp_path):
+    options = (*SHORT, "--config.checkpoint.every.steps=1000")
+    run = launch(tmp_path, *options, "--config.duration.steps=100000")
+    wait_for_step(10, tmp_path, run)
+    run.terminate()
+    code, output = finish(run)
+    assert code == STOPPED, output
+    before = read_metrics(tmp_path)[-1]
+    assert 0 < before["train/goodput"] < 1
+    last = before["step"] + 5
+    code, output = finish(launch(tmp_path, *options, f"--config.duration.steps={last}"))
+    assert code == 0, output
+    after = read_metrics(tmp_path)[-1]
+    assert list(losses(tmp_path)) == list(range(1, last + 1))
+    started = read_facts(tmp_path)["sessions"][0]["started"]
+    useful = after["train/useful_seconds"]
+    assert before["train/useful_seconds"] < useful < after["time"] - started
+    assert after["train/goodput"] == pytest.approx(useful / (after["time"] - started), rel=0.05)
