@@ -52,7 +52,7 @@ class Point:
     Attributes:
       name: of its directory below the sweep's.
       fields: config field -> value.
-      job: what the scheduler calls it, once it is submitted.
+      job: what the scheduler calls it; None before it is submitted, '' until that has a name.
       code: the exit code of its last end that was no success; None if there was none.
     """
 

@@ -31,6 +31,9 @@ UTILISATION: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": ("train/loss", lambda v: f"{v:.4g}"),
 }
 
+# What is left out where a terminal is narrow, in this order; --json has it all.
+EXPENDABLE = ("devices", "data wait", "examples/s", "restarts", "goodput", "MFU")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__.splitlines()[0])
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    console.print(table(runs, root, now))
+    console.print(table(runs, root, now, console))
     for run in runs:
         if run.message:
             console.print(Text(f"{name_of(run, root)}: {run.message}", style="red"))
@@ -82,36 +85,46 @@ def as_json(run: Run, root: pathlib.Path, now: float) -> dict[str, Any]:
     }
 
 
-def table(runs: Sequence[Run], root: pathlib.Path, now: float) -> Table:
-    """One line for each run."""
-    shown = {
-        column: (metric, form)
-        for column, (metric, form) in UTILISATION.items()
-        if any(run.metrics.get(metric) is not None for run in runs)
-    }
-    grid = Table(box=None, pad_edge=False, header_style="dim")
-    grid.add_column("run", overflow="fold")
-    grid.add_column("state", no_wrap=True)
-    for column in ("step", "ETA", *shown):
-        grid.add_column(column, justify="right", no_wrap=True)
-    grid.add_column("evaluation", overflow="fold")
-    grid.add_column("restarts", justify="right")
-    grid.add_column("devices", overflow="fold")
+def table(runs: Sequence[Run], root: pathlib.Path, now: float, console: Console) -> Table:
+    """One line for each run, with as many columns as fit."""
+    unbounded = console.options.update_width(10_000)
+    for count in range(len(EXPENDABLE) + 1):
+        grid = _table(runs, root, now, EXPENDABLE[:count])
+        if console.measure(grid, options=unbounded).maximum <= console.width:
+            break
+    return grid
+
+
+def _table(runs: Sequence[Run], root: pathlib.Path, now: float, left_out: Sequence[str]) -> Table:
+    rows = []
     for run in runs:
-        values = [
-            "–" if (value := run.metrics.get(metric)) is None else form(value)
-            for metric, form in shown.values()
-        ]
-        grid.add_row(
-            Text(name_of(run, root)),
-            Text(_state(run, now), style=COLORS.get(run.state, "yellow")),
-            _progress(run),
-            "–" if run.seconds_left is None else duration(run.seconds_left),
-            *values,
-            Text(_evaluation(run)),
-            str(run.restarts or "–"),
-            Text(_devices(run)),
+        left = run.seconds_left
+        row: dict[str, Text | str] = {
+            "run": Text(name_of(run, root)),
+            "state": Text(_state(run, now), style=COLORS.get(run.state, "yellow")),
+            "step": _progress(run),
+            "ETA": "" if left is None else duration(left),
+        }
+        for column, (metric, form) in UTILISATION.items():
+            value = run.metrics.get(metric)
+            row[column] = "" if value is None else form(value)
+        row["evaluation"] = Text(_evaluation(run))
+        row["restarts"] = str(run.restarts or "")
+        row["devices"] = Text(_devices(run))
+        rows.append(row)
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    shown = [c for c in rows[0] if c not in left_out and any(str(row[c]) for row in rows)]
+    for column in shown:
+        text = column in ("run", "state", "evaluation", "devices")
+        overflow = "fold" if column == "run" else "ellipsis"
+        grid.add_column(
+            column,
+            justify="left" if text else "right",
+            no_wrap=column != "run",
+            overflow=overflow,
         )
+    for row in rows:
+        grid.add_row(*(row[column] or "–" for column in shown))
     return grid
 
 
@@ -130,30 +143,31 @@ def _state(run: Run, now: float) -> str:
 
 def _progress(run: Run) -> str:
     if run.step is None:
-        return "–"
+        return ""
     if not run.total_steps:
         return f"{run.step:,}"
     return f"{run.step:,}/{run.total_steps:,} {100 * run.step / run.total_steps:3.0f}%"
 
 
 def _evaluation(run: Run) -> str:
-    """The main metric of each evaluator: accuracy where there is one, else its first."""
-    shown: dict[str, tuple[str, float]] = {}
-    for name in run.metrics:
-        value = run.metrics.get(name)
-        parts = name.split("/", 2)
-        if parts[0] != "eval" or len(parts) < 3 or value is None:
+    """One metric of evaluation: the first accuracy if there is one; --json has all."""
+    shown = ""
+    for name, value in run.metrics.items():
+        kind, _, rest = name.partition("/")
+        if kind != "eval" or value is None:
             continue
-        evaluator, metric = parts[1:]
-        if evaluator not in shown or metric == "accuracy":
-            shown[evaluator] = (metric, value)
-    return ", ".join(f"{name} {metric} {value:.4g}" for name, (metric, value) in shown.items())
+        evaluator, _, metric = rest.partition("/")
+        text = f"{evaluator} {metric} {value:.4g}"
+        if metric == "accuracy":
+            return text
+        shown = shown or text
+    return shown
 
 
 def _devices(run: Run) -> str:
     devices = run.devices
     if not devices:
-        return "–"
+        return ""
     text = f"{devices.get('count', '?')} × {devices.get('kind', '?')}"
     processes = devices.get("processes", 1)
     return text if processes == 1 else f"{text}, {processes} processes"

@@ -21,12 +21,19 @@ from rich.console import Console
 
 from configs.sweeps import at
 from encoders.config import load_config, to_plain
-from encoders.errors import STOPPED, ConfigError, NonFiniteError, exit_cleanly, nearest
+from encoders.errors import (
+    STOPPED,
+    ConfigError,
+    EncodersError,
+    NonFiniteError,
+    exit_cleanly,
+    nearest,
+)
 from launch.check import check_metric, check_points
 from launch.children import CONSOLE, Stop, Task, run_all, stop_signals
 from launch.flags import Parser, parse
 from launch.job import Job
-from launch.points import RECORD, Fields, Point, Record, read_plan
+from launch.points import Fields, Point, Record, read_plan
 from launch.results import Results, Row
 from launch.runs import read_object, read_run
 from launch.search import propose
@@ -248,11 +255,18 @@ def submit(sweep: Sweep, backend: Any) -> None:
         )
     if not todo:
         return
-    sweep.record.write()
-    ids = backend.submit([sweep.job(point) for point in todo], sweep.flags)
-    for index, point in enumerate(todo):
-        point.job = ids[index] if len(ids) == len(todo) else ",".join(ids)
-        point.code = None
+    for point in todo:
+        point.job, point.code = "", None
+    sweep.record.write()  # first: a backend that watches its runs may stay for days
+    try:
+        ids = backend.submit([sweep.job(point) for point in todo], sweep.flags)
+    except EncodersError:
+        for point in todo:
+            point.job = None
+        sweep.record.write()
+        raise
+    for point, name in zip(todo, ids, strict=True):
+        point.job = name
     sweep.record.write()
 
 
@@ -272,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--on local waits for; draw them beforehand with sweeps.sample."
         )
     if flags.report:
-        if not (sweep.record.root / RECORD).exists():
+        if not sweep.record.root.is_dir():
             raise ConfigError(f"--workdir {flags.workdir}: no sweep has been started there.")
         _show(sweep)
         return 0

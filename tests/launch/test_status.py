@@ -1,5 +1,6 @@
 """What launch.status says of runs that run, end, die, or are no runs at all."""
 
+import io
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from encoders.errors import ConfigError
 from launch import status
@@ -71,6 +73,24 @@ def test_the_table_says_how_each_run_is_doing(tmp_path, capsys, monkeypatch):
     assert re.search(r"finished +200/200 100%", lines["four"])
     assert "stopped" in lines["five"]
     assert lines["5"] == "5 runs: 1 failed, 1 finished, 1 running, 1 silent, 1 stopped."
+
+
+def test_a_narrow_terminal_loses_columns_and_never_the_names(tmp_path, monkeypatch):
+    use = {"train/mfu": 0.412, "train/goodput": 0.95, "train/examples_per_second": 12345.6}
+    write(tmp_path / "003-optimizer.lr=0.001-wd=0.05", metrics=use)
+    (run,) = (read_run(path, now=NOW) for path in find_runs(tmp_path))
+
+    def drawn(width):
+        console = Console(width=width, file=io.StringIO())
+        console.print(status.table([run], tmp_path, NOW, console))
+        return console.file.getvalue()
+
+    assert "8 × NVIDIA H200" in drawn(200)
+    narrow = drawn(80)
+    assert "003-optimizer.lr=0.001-wd=0.05  running" in narrow
+    assert "41.2%" in narrow
+    assert "…" not in narrow
+    assert "H200" not in narrow
 
 
 def test_json_has_plain_units_and_no_nan(tmp_path, capsys):

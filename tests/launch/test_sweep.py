@@ -396,6 +396,21 @@ def test_a_scheduler_is_handed_each_run_once(config, tmp_path, scheduler, capsys
     assert len(scheduler.submitted[2]) == 3
 
 
+def test_what_a_scheduler_refused_is_not_taken_for_submitted(config, tmp_path, scheduler):
+    taking = scheduler.submit
+
+    def refuse(jobs, flags):
+        raise ConfigError("no such partition.")
+
+    scheduler.submit = refuse
+    flags = [config(), tmp_path / "w", "--on", "slurm", "--nodes", "1"]
+    with pytest.raises(ConfigError, match="no such partition"):
+        run(*flags)
+    scheduler.submit = taking
+    assert run(*flags) == 0
+    assert len(scheduler.submitted[0]) == 4
+
+
 def test_a_dry_run_on_a_scheduler_shows_its_files(config, tmp_path, scheduler, capsys):
     run(config(), tmp_path / "w", "--on=slurm", "--nodes", "1", "--dry-run")
     assert f"--- a.sh ---\n{tmp_path}/w/000-fl=3\n" in capsys.readouterr().out
