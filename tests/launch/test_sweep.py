@@ -3,8 +3,9 @@
 import argparse
 import json
 import os
-import pathlib
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,12 @@ import types
 
 import fake_sweep
 import pytest
+from rendered import ROOT, assert_documented, assert_reviewed, documented_commands
 
 from encoders.errors import ConfigError
 from launch import sweep
 from launch.children import share_of_gpus
 
-ROOT = pathlib.Path(__file__).parents[2]
-GOLDEN = ROOT / "tests/golden/launch/sweep"
 TINY = "tests/training/tiny_sweep.py"
 CONFIG = """
 from ml_collections import ConfigDict
@@ -92,19 +92,29 @@ def starts(root):
 # --- what would run -------------------------------------------------------------------------------
 
 
-def dry_run(capsys, *flags):
-    assert sweep.main(["--config", TINY, "--dry-run", *flags]) == 0
-    return capsys.readouterr().out
+EXAMPLES = {
+    "local": """--config configs/demo.py --workdir runs/sweep --jobs 2
+        --config.duration="{'epochs': 2}" --dry-run""",
+    "slurm": """--config configs/demo.py --workdir /shared/runs/sweep --on slurm --nodes 1
+        --gpus-per-node 1 --cpus-per-task 8 --max-running 4 --time 30
+        --python /shared/venv/bin/python --checkout /shared/encoders --dry-run""",
+}
 
 
-def test_a_dry_run_shows_each_command_and_writes_nothing(capsys, tmp_path, rewrite_golden):
-    text = dry_run(capsys, "--workdir", "runs/lr", "--jobs", "2", "--config.seed=7")
-    path = GOLDEN / "local.txt"
-    if rewrite_golden:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
-    dry_run(capsys, "--workdir", str(tmp_path / "new"))
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_the_dry_run_shows_was_reviewed_and_is_documented(name, capsys, rewrite_golden):
+    words = " ".join(EXAMPLES[name].split())
+    assert sweep.main(shlex.split(words)) == 0
+    text = capsys.readouterr().out
+    if name == "slurm":  # all of it is in the golden files of launch.slurm
+        text = text[: text.index(";;")].rstrip() + "\n"
+    assert_reviewed(f"sweep/{name}.txt", text, rewrite_golden)
+    assert_documented("sweep.md", text)
+    assert f"python -m launch.sweep {words}" in documented_commands("sweep.md")
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    sweep.main(["--config", TINY, "--workdir", str(tmp_path / "new"), "--dry-run"])
     assert not (tmp_path / "new").exists()
 
 
@@ -227,6 +237,15 @@ def test_a_point_that_fails_does_not_stop_the_others(
     assert code == (0 if failure == "machine" else 1)
     (failed, fine) = starts(tmp_path / "w").values()
     assert (failed, fine) == (again, [0])
+
+
+def test_a_run_that_diverged_is_tried_again_once_its_directory_is_gone(config, tmp_path):
+    body = "[dict(fake_loss=1.0, fake_failure='numbers')]"
+    for _ in range(2):
+        assert run(config(body), tmp_path / "w") == 1
+        shutil.rmtree(next((tmp_path / "w").glob("000*")))
+        assert run(config(body), tmp_path / "w") == 1
+        assert list(starts(tmp_path / "w").values()) == [[0]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
