@@ -11,6 +11,6 @@ from configs import hardware, vit
 
 
 def get_config(arg=None):
-    epochs, _, transforms = (arg or "90").partition(",")
-    config = vit.better_plain("S/16", epochs=int(epochs))
-    return hardware.apply(config, transforms)
+    names = (arg or "").split(",")
+    config = vit.better_plain("S/16", epochs=300 if "300" in names else 90)
+    return hardware.apply(config, ",".join(name for name in names if name != "300"))

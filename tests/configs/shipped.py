@@ -9,7 +9,8 @@ from encoders.config import load_config
 ROOT = pathlib.Path(__file__).parents[2]
 PARTS = {"__init__", "common", "hardware", "mae", "sweeps", "vit"}  # imported by them
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in PARTS)
-SPECS = sorted([*NAMES, "vit_s16_in1k:300", "mae_l16_in1k:scan,remat"])
+VARIANTS = ["vit_s16_in1k:300", "mae_l16_in1k:scan,remat", "mae_b16_in1k:v5p", "mae_b16_in1k:h200"]
+SPECS = sorted([*NAMES, *VARIANTS])
 
 
 def load(spec: str) -> ConfigDict:
