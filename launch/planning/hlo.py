@@ -1,8 +1,7 @@
-"""Reads a compiled program's text: its loops, collectives and matrix products.
+"""Reads a compiled program's text: computations, instructions, and how often each one runs.
 
 XLA's own `cost_analysis` counts the body of a loop once; here everything is multiplied by how often
-its loop turns. A program for TPUs repeats an asynchronous collective in several fused computations
-(start, steps, done) under one channel number, so a channel is counted once.
+its loop turns.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
     "s64": 64, "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
     "f8e4m3fn": 8, "f8e5m2": 8, "token": 0, "opaque": 0,
 }  # fmt: skip
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.<>\-]+) \(")
@@ -197,10 +195,7 @@ def arrays(shape: str) -> list[Array]:
 
 
 def _instruction(name: str, rest: str) -> Instruction:
-    if rest.startswith("("):
-        end = _closing(rest, 0) + 1
-    else:
-        end = rest.index(" ")
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
     opcode, _, _ = rest.partition("(")
     close = _closing(rest, len(opcode))
@@ -217,218 +212,9 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
-# --- matrix products ------------------------------------------------------------------------------
-
-
-def product_flops(module: Module) -> float:
-    """FLOPs of all matrix products on one device; a multiply-add counts as two.
-
-    A product may be written as a dot or, for TPUs, as a convolution.
-    """
-    total = 0.0
-    for name, instruction, times in module.instructions():
-        if instruction.opcode in ("dot", "convolution"):
-            total += times * _flops(instruction, module.computations[name])
-    return total
-
-
-def _flops(instruction: Instruction, scope: Mapping[str, Instruction]) -> float:
-    result = math.prod(instruction.arrays[0].sizes)
-    left, right = [_operand(instruction, index, scope) for index in (0, 1)]
-    if instruction.opcode == "dot":
-        inner = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-        axes = [int(n) for n in inner[1].split(",") if n] if inner else []
-        return 2.0 * result * math.prod(left.sizes[axis] for axis in axes)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    features = right.sizes[labels[2].index("i")]
-    window = 1.0
-    taps = _window(instruction, labels, left, right)
-    window = math.prod(taps)
-    return 2.0 * result * features * window
-
-
-def _window(instruction: Instruction, labels: re.Match, left: Array, right: Array) -> list[float]:
-    """Per spatial axis: how many positions of the window meet the input, on average.
-
-    XLA for TPUs writes a batched product as a convolution whose window is mostly outside the
-    (padded, dilated) input: those positions cost nothing.
-    """
-    fields = dict(
-        re.findall(r"(size|pad|stride|lhs_dilate|rhs_dilate)=([\dx_\-]+)", _text(instruction))
-    )
-    spatial = [c for c in labels[1] if c.isdigit()]
-    out = instruction.arrays[0]
-    result = []
-    for number, axis in enumerate(spatial):
-
-        def field(name: str, default: str, number: int = number) -> str:
-            return fields[name].split("x")[number] if name in fields else default
-
-        size = int(field("size", "1"))
-        low = int(field("pad", "0_0").partition("_")[0])
-        stride, dilate = int(field("stride", "1")), int(field("lhs_dilate", "1"))
-        spread = int(field("rhs_dilate", "1"))
-        length = left.sizes[labels[1].index(axis)]
-        positions = out.sizes[labels[3].index(axis)]
-        met = 0
-        for position in range(positions):
-            for tap in range(size):
-                at = position * stride + tap * spread - low
-                met += at >= 0 and at % dilate == 0 and at // dilate < length
-        result.append(met / positions)
-    return result
-
-
-def _text(instruction: Instruction) -> str:
-    found = re.search(r"window=\{([^}]*)\}", instruction.attributes)
-    return found[1] if found else ""
-
-
-def _operand(instruction: Instruction, index: int, scope: Mapping[str, Instruction]) -> Array:
+def operand(instruction: Instruction, index: int, scope: Mapping[str, Instruction]) -> Array:
+    """An operand's array; `scope` is the computation that the instruction is in."""
     written = arrays(instruction.operands)  # some backends write the operands' shapes
     if written:
         return written[index]
     return scope[instruction.operand_names[index]].arrays[0]
-
-
-# --- collectives ----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """A collective, as often as it runs in a step.
-
-    Attributes:
-      kind: one of KINDS.
-      arrays: what it returns on one device (of a reduce-scatter, what it takes).
-      groups: logical device numbers that talk to each other, one group for all of its kind.
-      times: how often it runs.
-      label: where in the traced program it comes from.
-    """
-
-    kind: str
-    arrays: tuple[Array, ...]
-    groups: tuple[tuple[int, ...], ...]
-    times: float
-    label: str
-
-    @property
-    def payload(self) -> float:
-        """Bytes of the whole array (what is gathered, reduced or moved), times how often."""
-        return self.times * sum(array.bytes for array in self.arrays)
-
-    @property
-    def sent(self) -> float:
-        """Bytes that a device sends by the ring algorithm, which is the least there can be."""
-        size = len(self.groups[0]) if self.groups else 1
-        share = (size - 1) / size
-        factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
-        return self.payload * factor
-
-
-def collectives(module: Module, devices: int) -> list[Collective]:
-    """All collectives of a program, each channel once; `devices` is how many it runs on."""
-    found: dict[object, Collective] = {}
-    scattered = _all_reduce_scatters(module)
-    for scope, instruction, times in module.instructions():
-        opcode = instruction.opcode.removesuffix("-start")
-        if opcode not in KINDS:
-            continue
-        kind, shape = opcode, instruction.arrays
-        operands = [module.computations[scope].get(name) for name in instruction.operand_names]
-        taken = [array for each in operands if each is not None for array in each.arrays]
-        if instruction.opcode.endswith("-start") and kind != "all-reduce":
-            # (operands, results, contexts): of a permute both are the same.
-            known = len(instruction.operand_names)
-            shape = shape[known : 2 * known]
-        if kind == "reduce-scatter":
-            shape = taken or arrays(instruction.operands)
-        if kind == "all-reduce" and scope in scattered:
-            kind = "reduce-scatter"
-        one = Collective(
-            kind, tuple(shape), groups(instruction.attributes, devices), times, instruction.label
-        )
-        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-        key = int(channel[1]) if channel else (scope, instruction.name)
-        if key not in found or found[key].payload < one.payload:
-            found[key] = one
-    return list(found.values())
-
-
-def _all_reduce_scatters(module: Module) -> set[str]:
-    """Computations that are an all-reduce of which each device keeps its slice.
-
-    XLA for TPUs has no instruction for it: it is a fusion named so.
-    """
-    return {
-        name
-        for computation in module.computations.values()
-        for instruction in computation.values()
-        if instruction.opcode == "fusion" and "all-reduce-scatter" in instruction.name
-        for _, name in instruction.called
-    }
-
-
-def groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """The groups of a collective, in any of the ways they are written.
-
-    `{{0,1},{2,3}}`; `[2,4]<=[8]`; `[2,4]<=[4,2]T(1,0)`; `mesh['a'=2,'b'=4] {'b'}`; `{}`, which is
-    all; and a permute's source-target pairs, whose groups are its cycles and chains.
-    """
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}?[,\s]", attributes + " ")
-    if pairs:
-        return _cycles([tuple(map(int, p)) for p in re.findall(r"\{(\d+),(\d+)", pairs[0])])
-    found = re.search(r"replica_groups=(\{\{.*?\}\}|\{\})", attributes)
-    if found and found[1] != "{}":
-        return tuple(
-            tuple(int(n) for n in group.split(","))
-            for group in re.findall(r"\{([\d,]+)\}", found[1])
-        )
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if iota:
-        shape, sizes = _ints(iota[1]), _ints(iota[2])
-        order = _ints(iota[3]) if iota[3] else tuple(range(len(sizes)))
-        return _rows(_transposed(sizes, order), shape[-1])
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{,]*\{([^}]*)\}", attributes)
-    if named:
-        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
-        names, over = list(axes), re.findall(r"'([^']+)'", named[2])
-        order = [i for i, n in enumerate(names) if n not in over]
-        order += [names.index(name) for name in over]
-        size = math.prod(axes[name] for name in over)
-        return _rows(_transposed(tuple(axes.values()), order), size)
-    return (tuple(range(devices)),)
-
-
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
-
-
-def _transposed(sizes: Sequence[int], order: Sequence[int]) -> list[int]:
-    """arange(prod(sizes)).reshape(sizes).transpose(order), flat."""
-    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    flat = [0]
-    for axis in order:
-        flat = [base + step * strides[axis] for base in flat for step in range(sizes[axis])]
-    return flat
-
-
-def _rows(flat: Sequence[int], size: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(flat[at : at + size]) for at in range(0, len(flat), size))
-
-
-def _cycles(pairs: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
-    """Devices that a permute connects, directly or through others."""
-    leader: dict[int, int] = {}
-
-    def find(device: int) -> int:
-        while leader.setdefault(device, device) != device:
-            device = leader[device]
-        return device
-
-    for source, target in pairs:
-        leader[find(source)] = find(target)
-    parts: dict[int, list[int]] = {}
-    for device in sorted(leader):
-        parts.setdefault(find(device), []).append(device)
-    return tuple(map(tuple, parts.values()))
