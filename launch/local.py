@@ -21,6 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--processes", type=int, metavar="N", help="how many processes; default: only this one")
     add("--devices-per-process", type=int, metavar="M", help="default: 1")
     add("--retries", type=int, default=3, metavar="R", help="starts after a process died")
+    add("--dry-run", action="store_true", help="prints the processes' commands, starts nothing")
     add("--compile-only", action="store_true", help="fills the compilation cache, trains nothing")
 
 
@@ -30,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     session.log_to_stderr()
     if flags.processes is None:
-        if flags.devices_per_process is not None:
-            raise ConfigError("--devices-per-process needs --processes.")
+        if flags.devices_per_process is not None or flags.dry_run:
+            raise ConfigError("--devices-per-process and --dry-run need --processes.")
         session.apply_environment(config)
         retain_freed_memory()
         session.keep_compiled()
@@ -40,15 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return session.train(config, flags.workdir)
     if flags.compile_only:
         raise ConfigError("--compile-only works in one process: leave out --processes.")
-    from launch.supervisor import supervise
+    from launch import supervisor
 
-    overrides = tuple(flags.overrides)
-    return supervise(
-        Job(flags.config, flags.workdir, overrides),
-        flags.processes,
-        flags.devices_per_process or 1,
-        flags.retries,
-    )
+    job = Job(flags.config, flags.workdir, tuple(flags.overrides))
+    group = (flags.processes, 1 if flags.devices_per_process is None else flags.devices_per_process)
+    if flags.dry_run:
+        print(supervisor.render(job, *group))
+        return 0
+    return supervisor.supervise(job, *group, flags.retries)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import shlex
 import signal
 import socket
 import subprocess
@@ -51,15 +52,12 @@ def supervise(job: Job, processes: int, devices: int, retries: int) -> int:
       ConfigError: a number below 1.
       StorageError: the directory cannot be written.
     """
-    if processes < 1 or devices < 1 or retries < 0:
-        raise ConfigError(
-            f"--processes and --devices-per-process count from 1 and --retries from 0, got "
-            f"{processes}, {devices} and {retries}."
-        )
+    if retries < 0:
+        raise ConfigError(f"--retries: counts from 0, got {retries}.")
     with _signals_to_group() as group:
         failures = 0
         while True:
-            code = group.run(_commands(job, processes, devices))
+            code = group.run(_commands(job, processes, devices, _free_address()))
             if code in (0, STOPPED) or group.stopping:
                 return code
             if code > 0 and code not in _WORTH_A_RETRY:
@@ -71,29 +69,46 @@ def supervise(job: Job, processes: int, devices: int, retries: int) -> int:
             log.warning("%s; starting again (%d of %d)", _death(code), failures, retries)
 
 
-def _commands(job: Job, processes: int, devices: int) -> list[tuple[list[str], dict, Any]]:
-    """Command, environment and where the output goes (None: here), of every process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    started = []
+def render(job: Job, processes: int, devices: int, address: str = "127.0.0.1:PORT") -> str:
+    """The commands of all processes as shell text, with the variables that each one gets."""
+    lines = []
+    for command, variables, _ in _commands(job, processes, devices, address, python="python3"):
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+        lines.append(" ".join([*assignments, shlex.join(command)]))
+    return "\n".join(lines)
+
+
+def _commands(
+    job: Job, processes: int, devices: int, address: str, python: str = sys.executable
+) -> list[tuple[list[str], dict[str, str], pathlib.Path | None]]:
+    """Command, variables and where the output goes (None: here), of every process."""
+    if processes < 1 or devices < 1:
+        raise ConfigError(
+            f"--processes and --devices-per-process count from 1, got {processes} and {devices}."
+        )
+    found = []
     for index in range(processes):
         command = job.worker(
             *("--cluster", "plain", "--coordinator", address, "--processes", str(processes)),
             *("--process", str(index), "--expect-devices", str(processes * devices)),
-            python=sys.executable,
+            python=python,
         )
-        environment = dict(os.environ)
         if has_accelerator():
             own = range(index * devices, (index + 1) * devices)
-            environment["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, own))
+            variables = {"JAX_LOCAL_DEVICE_IDS": ",".join(map(str, own))}
         else:
-            flag = f"--xla_force_host_platform_device_count={devices}"
-            environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-            environment["JAX_PLATFORMS"] = "cpu"
+            forced = f"--xla_force_host_platform_device_count={devices}"
+            flags = f"{os.environ.get('XLA_FLAGS', '')} {forced}".strip()
+            variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         output = None if index == 0 else pathlib.Path(job.workdir) / f"console-{index}.txt"
-        started.append((command, environment, output))
-    return started
+        found.append((command, variables, output))
+    return found
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _death(code: int) -> str:
@@ -113,14 +128,14 @@ class _Group:
         """Starts all, waits for all; when one fails the others are killed. The first failure's code
         (negative for a signal), or 75 if all stopped, or 0."""
         with contextlib.ExitStack() as files:
-            for command, environment, output in commands:
+            for command, variables, output in commands:
                 where = None
                 if output is not None:
                     where = files.enter_context(_open(output))
                 self._members.append(
                     subprocess.Popen(
                         command,
-                        env=environment,
+                        env={**os.environ, **variables},
                         stdout=where,
                         stderr=where and subprocess.STDOUT,
                         start_new_session=True,  # Ctrl-C comes from here, once

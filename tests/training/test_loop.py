@@ -17,7 +17,7 @@ import tiny
 from PIL import Image
 
 from encoders.checkpoints.store import CheckpointStore
-from encoders.errors import CheckpointError, ConfigError, NonFiniteError
+from encoders.errors import STOPPED, CheckpointError, ConfigError, NonFiniteError
 from encoders.training.experiment import Experiment
 from encoders.training.loop import is_due, train
 
@@ -93,7 +93,7 @@ def test_the_state_is_saved_when_asked_to_stop(tmp_path):
     wait_for(lambda: (tmp_path / "checkpoints/10/manifest.json").exists(), process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    assert process.returncode == STOPPED, errors
     status = json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
     assert status["state"] == "stopped"
     assert CheckpointStore(tmp_path / "checkpoints").latest() == status["step"]
