@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -53,6 +53,7 @@ def test_names_are_safe_short_unique_and_know_no_order(points, random):
 
 @settings(max_examples=60, deadline=None)
 @given(POINTS)
+@example({"a": "1", "b": "None", "c": "[1]", "d": "'x'", "e": " 1", "f": ""})
 def test_an_override_is_read_as_the_value_it_was_made_from(fields):
     fields = {field.replace(".", "_"): value for field, value in fields.items()}
     for override in overrides_of(fields):

@@ -257,6 +257,7 @@ def test_a_signal_reaches_every_run_and_the_same_command_goes_on(config, tmp_pat
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75, out
     assert states(root) == {"000-fl=3": "stopped", "001-fl=1": "stopped"}
+    assert (root / "sweep.md").read_text().count("| stopped |") == 2
     assert run(config(), root, "--jobs", "2") == 0
     assert list(states(root).values()) == ["finished"] * 4
     steps = starts(root)

@@ -26,7 +26,7 @@ def results_of(points, values, mode="min", **more):
             message="no data in <x>" if value is None else "")
         for index, (point, value) in enumerate(zip(points, values, strict=True))
     ]  # fmt: skip
-    return Results.of("Sweep of <c.py>", "eval/knn/accuracy", mode, rows, **more)
+    return Results.of("Sweep of <c.py>", "eval/k&n/accuracy", mode, rows, **more)
 
 
 @pytest.fixture
@@ -63,6 +63,15 @@ def test_the_best_run_stands_out_and_comes_first(results):
     colors = [dot.get("fill") for dot in dots[:-1]]
     reds = [int(color[1:3], 16) for color in colors]
     assert reds == sorted(reds, reverse=True)  # paler for the worse
+
+
+def test_the_lower_the_deeper_where_less_is_better():
+    results = results_of([{"a": i} for i in range(4)], [3.0, 0.0, 2.0, 1.0])
+    dots = [e for e in svg(metric_against(results, "a")) if e.tag == "circle"]
+    reds = {float(dot.get("cx")): dot.get("fill") for dot in dots}
+    at_3, at_0, at_2, at_1 = (reds[x] for x in sorted(reds))
+    assert at_0 == BEST
+    assert int(at_1[1:3], 16) < int(at_2[1:3], 16) < int(at_3[1:3], 16)
 
 
 def test_a_run_without_a_result_is_dashed_and_has_no_dot(results):
