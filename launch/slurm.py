@@ -214,7 +214,7 @@ done
 echo $code >"$0/$SLURM_PROCID"
 exit $code'
 
-# scancel and the time limit itself reach this shell; the notice before it does not.
+# scancel, a node's death and the time limit reach this shell; the notice before the limit does not.
 told=
 trap 'told=1' TERM
 
@@ -225,7 +225,7 @@ code=$?
 if [ $code = 0 ]; then
   exit 0
 elif [ "$told" ] && ! scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'; then
-  echo 'launch.slurm: cancelled; it stays out of the queue' >&2
+  echo 'launch.slurm: ended from outside; only Slurm itself starts it again' >&2
   exit $code
 elif mistake=$(ended '[2-6]'); then
   echo "launch.slurm: failed with exit code $mistake; another try would fail too" >&2

@@ -96,11 +96,11 @@ def told_by_slurm(shared):
 def test_a_run_that_is_told_to_stop_requeues_itself_and_ends_as_if_undisturbed(
     shared, told_by_slurm
 ):
-    steps = ["--nodes", "2", "--config.duration.steps=60", "--config.log.every.steps=5"]
+    steps = ["--nodes", "2", "--config.model.depth=1", "--config.duration.steps=80"]
     for name in ("undisturbed", "disturbed"):
         submit(shared / name, *steps)
     workdir = shared / "disturbed"
-    until(lambda: len(read_metrics(workdir)) > 1, workdir)
+    until(lambda: len(read_metrics(workdir)) > 0, workdir)
     # What --signal=TERM does, at a moment of the test's choice: the steps get it, the script not.
     subprocess.run(["scancel", "--signal=TERM", job_of(workdir)["JobId"]], check=True)
     job = ended(workdir)
@@ -109,10 +109,10 @@ def test_a_run_that_is_told_to_stop_requeues_itself_and_ends_as_if_undisturbed(
     assert "stopped, its state is saved" in console(workdir)
     first, second = read_facts(workdir)["sessions"]
     assert first["outcome"] == "stopped"
-    assert 0 < second["first_step"] < 60
+    assert 0 < second["first_step"] < 80
     assert second["devices"]["processes"] == 2
     last, expected = (read_metrics(shared / n)[-1] for n in ("disturbed", "undisturbed"))
-    assert last["step"] == expected["step"] == 60
+    assert last["step"] == expected["step"] == 80
     assert read_status(workdir)["state"] == "finished"
     assert last["train/loss"] == expected["train/loss"]
 
@@ -160,6 +160,18 @@ def test_scancel_does_not_requeue(shared):
     act(workdir, "wait wait", "0 0")
     until(lambda: len(list(workdir.glob("starts-*"))) == 2, workdir)
     subprocess.run(["scancel", job_of(workdir)["JobId"]], check=True)
-    until(lambda: "cancelled; it stays out of the queue" in console(workdir), workdir)
+    until(lambda: "ended from outside" in console(workdir), workdir)
     job = ended(workdir)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_slurm_itself_requeues_what_ran_on_a_node_that_died(shared):
+    workdir = shared / "died"
+    act(workdir, "wait wait", "0 0")
+    until(lambda: len(list(workdir.glob("starts-*"))) == 2, workdir)
+    scontrol("update", "NodeName=n2", "State=DOWN", "Reason=test")
+    until(lambda: job_of(workdir)["JobState"] == "PENDING", workdir)
+    scontrol("update", "NodeName=n2", "State=RESUME")
+    job = ended(workdir)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+    assert not list(workdir.glob("slurm/*.failures"))
