@@ -92,7 +92,7 @@ def _resolve(wanted: Mapping[str, int], devices: Sequence[Any]) -> dict[str, int
         order = ("sequence", "tensor", "dcn", "data", "fsdp")
         return round(sum(change.values()), 6), *(change[axis] for axis in order)
 
-    where = f"{count} devices"
+    where = f"{count} device{'s' * (count > 1)}"
     if exact or groups > 1:
         where += f" in {groups} {'slice' if exact else 'node'}{'s' * (groups > 1)}"
     if math.prod(sizes.values()) == count:

@@ -112,3 +112,21 @@ def test_tokens_are_split_in_blocks_and_parameters_gradients_summed_over_them(to
     # A block gathers keys and values, and those of the forward pass again in the backward one.
     assert 0 < len(re.findall(r" all-gather(?:-start)?\(", split.as_text())) <= 6
     assert " all-reduce" in split.as_text()
+
+
+def test_between_parts_of_dcn_goes_only_the_shard_of_a_gradient():
+    mesh = make_mesh(dcn=2, fsdp=4)
+    model = nn.Dense(64)
+    x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=batch_sharding(mesh))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    places = named(mesh, parameter_specs(shapes, mesh, min_size=1))
+    assert places["params"]["kernel"].spec == P("fsdp")
+
+    def loss(params, x):
+        with batch_major_activations(mesh, 16):
+            return jnp.square(model.apply(params, x)).sum()
+
+    step = jax.jit(jax.grad(loss), in_shardings=(places, x.sharding), out_shardings=places)
+    text = step.lower(shapes, x).compile().as_text()
+    assert re.search(r"f32\[(64,16|16,64)\]\S* all-reduce\(", text)
+    assert re.search(r"f32\[64,64\]\S* all-gather\(", text)
