@@ -221,7 +221,10 @@ class Record:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"{self.root}: {error.strerror}.") from error
+            raise StorageError(
+                f"--workdir {self.root} cannot be made here ({error.strerror}); its list of "
+                f"runs is kept in it, so a shared directory has to be mounted on this machine, too."
+            ) from error
         content = {"config": self.config, "points": [dataclasses.asdict(p) for p in self.points]}
         write_atomically(self.root / RECORD, json.dumps(content, indent=2).encode() + b"\n")
 

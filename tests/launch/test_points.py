@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from encoders.config import apply_override
-from encoders.errors import ConfigError
+from encoders.errors import ConfigError, StorageError
 from launch.points import NAME_LENGTH, Point, Record, key_of, name_of, overrides_of, read_plan
 
 FIELDS = st.from_regex(r"[a-z][a-z0-9_]{0,12}(\.[a-z][a-z0-9_]{0,12}){0,2}", fullmatch=True)
@@ -88,6 +88,13 @@ def test_a_sweep_json_that_is_not_ours_is_not_written_over(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(ConfigError, match="was not written by launch"):
         Record(str(tmp_path), "c.py")
+
+
+def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    record = Record(str(tmp_path / "file/w"), "c.py")
+    with pytest.raises(StorageError, match="has to be mounted on this machine"):
+        record.write()
 
 
 def plan_of(tmp_path, body):

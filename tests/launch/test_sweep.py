@@ -113,6 +113,15 @@ def test_what_the_dry_run_shows_was_reviewed_and_is_documented(name, capsys, rew
     assert f"python -m launch.sweep {words}" in documented_commands("sweep.md")
 
 
+@pytest.mark.parametrize("where, title", [("tpu", "startup.sh"), ("gke", "yaml")])
+def test_every_launcher_shows_each_run_of_the_documented_sweep(where, title, capsys):
+    (command,) = (c for c in documented_commands("sweep.md") if f"--on {where}" in c)
+    assert sweep.main([*shlex.split(command)[3:], "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    titles = re.findall(rf"^--- .*-mr-0-(?:5|75|9)-lr-0-00\d\.{title} ---$", shown, re.M)
+    assert len(set(titles)) == 6
+
+
 def test_a_dry_run_writes_nothing(tmp_path):
     sweep.main(["--config", TINY, "--workdir", str(tmp_path / "new"), "--dry-run"])
     assert not (tmp_path / "new").exists()
