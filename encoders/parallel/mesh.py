@@ -79,29 +79,32 @@ def _resolve(wanted: Mapping[str, int], devices: Sequence[Any]) -> dict[str, int
     def joined(dcn: int) -> bool:
         return dcn == groups if exact else dcn == 1 or dcn % groups == 0 or groups % dcn == 0
 
-    fits = [shape for shape in _factors(count, len(AXES)) if joined(shape[0])]
-    if tuple(sizes.values()) in fits:
+    full = math.prod(sizes.values()) == count
+    if full and joined(sizes["dcn"]):
         return sizes
+    where = f"{count} device{'s' * (count > 1)}"
+    if exact or groups > 1:
+        where += f" in {groups} {'slice' if exact else 'node'}{'s' * (groups > 1)}"
+    if full:
+        where += f", {'which dcn counts' if exact else 'which dcn must not cut'}"
+    fits = [shape for shape in _factors(count, len(AXES)) if joined(shape[0])]
+    nearest = f"the nearest that does is {_shown(_nearest(wanted, fits))}" if fits else "none does"
+    raise ConfigError(f"hardware.mesh: {_shown(wanted)} does not fit {where}; {nearest}.")
 
-    def distance(shape: tuple[int, ...]) -> tuple[float, ...]:
-        # The smallest change; if several are, the one that moves fsdp, then data, and so on.
-        change = {
+
+def _nearest(wanted: Mapping[str, int], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """The shape that changes the sizes by the smallest factor; if several do, fsdp rather than
+    data, and so on."""
+
+    def change(shape: tuple[int, ...]) -> tuple[float, ...]:
+        by = {
             axis: abs(math.log2(size / wanted[axis])) if wanted[axis] > 0 else 0.0
             for axis, size in zip(AXES, shape, strict=True)
         }
         order = ("sequence", "tensor", "dcn", "data", "fsdp")
-        return round(sum(change.values()), 6), *(change[axis] for axis in order)
+        return round(sum(by.values()), 6), *(by[axis] for axis in order)
 
-    where = f"{count} device{'s' * (count > 1)}"
-    if exact or groups > 1:
-        where += f" in {groups} {'slice' if exact else 'node'}{'s' * (groups > 1)}"
-    if math.prod(sizes.values()) == count:
-        where += f", {'which dcn counts' if exact else 'which dcn must not cut'}"
-    best = min(fits, key=distance, default=None)
-    nearest = "none does" if best is None else "the nearest that does is "
-    if best is not None:
-        nearest += _shown(dict(zip(AXES, best, strict=True)))
-    raise ConfigError(f"hardware.mesh: {_shown(wanted)} does not fit {where}; {nearest}.")
+    return dict(zip(AXES, min(shapes, key=change), strict=True))
 
 
 def _shown(sizes: Mapping[str, int]) -> str:
