@@ -136,38 +136,73 @@ class Module:
     def trip_count(self, loop: Instruction) -> int | None:
         """How often a while loop turns; None where the text does not say (a data-dependent one).
 
-        A counter that starts at a constant, goes up by one and is compared with a constant.
+        Known are loops whose counter is compared with a constant and goes up by a constant; a loop
+        that the compiler has unrolled by two goes up by two.
         """
         known = re.search(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)', loop.attributes)
         if known:
             return int(known[1])
-        condition = self.computations[dict(loop.called)["condition"]]
+        called = dict(loop.called)
+        condition = self.computations[called["condition"]]
         for instruction in condition.values():
-            if instruction.opcode not in ("compare", "fusion"):
-                continue
-            less = "direction=LT" in instruction.attributes
+            text = instruction.attributes
             if instruction.opcode == "fusion":
                 inner = self.computations[dict(instruction.called)["calls"]].values()
-                less = any("direction=LT" in each.attributes for each in inner)
-            limits = [self._constant(condition, name) for name in instruction.operand_names]
+                text = " ".join(each.attributes for each in inner)
+            if "direction=LT" not in text or not instruction.shape.startswith("pred[]"):
+                continue
+            limits = [_constant(condition, name) for name in instruction.operand_names]
+            counters = [_element(condition, name) for name in instruction.operand_names]
             limits = [limit for limit in limits if limit is not None]
-            if less and len(limits) == 1 and instruction.shape.startswith("pred[]"):
-                return limits[0]
+            counters = [counter for counter in counters if counter is not None]
+            if len(limits) == len(counters) == 1:
+                step = self._step(self.computations[called["body"]], counters[0])
+                return math.ceil(limits[0] / step)
         return None
 
-    def _constant(self, computation: Mapping[str, Instruction], name: str) -> int | None:
-        found = computation.get(name)
-        while found is not None and found.opcode in ("copy", "bitcast"):
-            found = computation.get(found.operand_names[0])
-        if found is None or found.opcode != "constant" or not found.shape.startswith(("s", "u")):
-            return None
-        return int(found.operands) if re.fullmatch(r"-?\d+", found.operands) else None
+    def _step(self, body: Mapping[str, Instruction], counter: int) -> int:
+        """By how much a turn of a loop raises element `counter` of what it carries."""
+        root = list(body.values())[-1]
+        if root.opcode != "tuple":
+            root = next((each for each in body.values() if each.opcode == "tuple"), root)
+        return max(1, self._added(body, root.operand_names[counter]))
+
+    def _added(self, scope: Mapping[str, Instruction], name: str) -> int:
+        """The constants that are added on the way to a value."""
+        found = scope.get(name)
+        if found is None or found.opcode in ("parameter", "get-tuple-element"):
+            return 0
+        if found.opcode == "fusion":
+            inner = self.computations[dict(found.called)["calls"]]
+            own = self._added(inner, list(inner)[-1])
+        elif found.opcode == "add":
+            own = sum(_constant(scope, each) or 0 for each in found.operand_names)
+        else:
+            own = 0
+        return own + sum(self._added(scope, each) for each in found.operand_names)
 
     def instructions(self) -> Iterator[tuple[str, Instruction, float]]:
         """(computation, instruction, how often it runs), of everything that runs."""
         for name, times in self.counts().items():
             for instruction in self.computations.get(name, {}).values():
                 yield name, instruction, times
+
+
+def _constant(scope: Mapping[str, Instruction], name: str) -> int | None:
+    found = scope.get(name)
+    while found is not None and found.opcode in ("copy", "bitcast"):
+        found = scope.get(found.operand_names[0])
+    if found is None or found.opcode != "constant" or not found.shape.startswith(("s", "u")):
+        return None
+    return int(found.operands) if re.fullmatch(r"-?\d+", found.operands) else None
+
+
+def _element(scope: Mapping[str, Instruction], name: str) -> int | None:
+    """Which element of a loop's tuple a value is."""
+    found = scope.get(name)
+    if found is None or found.opcode != "get-tuple-element":
+        return None
+    return int(re.search(r"index=(\d+)", found.attributes)[1])
 
 
 def parse(text: str) -> Module:

@@ -42,7 +42,7 @@ def _window(instruction: Instruction, labels: re.Match, left: Array) -> list[flo
     fields = dict(
         re.findall(r"(size|pad|stride|lhs_dilate|rhs_dilate)=([\dx_\-]+)", _text(instruction))
     )
-    spatial = [c for c in labels[1] if c.isdigit()]
+    spatial = sorted(c for c in labels[1] if c.isdigit())
     out = instruction.arrays[0]
     result = []
     for number, axis in enumerate(spatial):

@@ -84,9 +84,10 @@ def groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:
     `device_ids=([4,2]T(1,0))` may say the devices' order; `{}`, which is
     all; and a permute's source-target pairs, whose groups are its cycles and chains.
     """
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}?[,\s]", attributes + " ")
+    pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)
     if pairs:
-        return _cycles([tuple(map(int, p)) for p in re.findall(r"\{(\d+),(\d+)", pairs[0])])
+        ends = re.findall(r"\{(\d+),(\d+)\}", pairs[1])
+        return _cycles([(int(source), int(target)) for source, target in ends])
     found = re.search(r"replica_groups=(\{\{.*?\}\}|\{\})", attributes)
     if found and found[1] != "{}":
         return tuple(
