@@ -217,32 +217,39 @@ exit $code'
 # scancel, a node's death and the time limit reach this shell; the notice before the limit does not.
 told=
 trap 'told=1' TERM
+past_limit() {{ scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'; }}
 
-srun @SRUN@ \
-  bash -c "$task" "$codes" "${{worker[@]}}"
-code=$?
-
-if [ $code = 0 ]; then
-  exit 0
-elif [ "$told" ] && ! scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'; then
-  echo 'launch.slurm: ended from outside; only Slurm itself starts it again' >&2
-  exit $code
-elif mistake=$(ended '[2-6]'); then
-  echo "launch.slurm: failed with exit code $mistake; another try would fail too" >&2
-  exit "$mistake"
-elif ended {STOPPED} >/dev/null; then
-  echo 'launch.slurm: stopped, its state is saved; it goes on when its turn comes' >&2
-else
+try_again() {{
   failures=$(($(cat "$codes.failures" 2>/dev/null) + 1))
   echo $failures >"$codes.failures"
   if [ $failures -gt @RETRIES@ ]; then
-    echo "launch.slurm: failed with exit code $code; that was the last retry" >&2
-    exit $code
+    echo "launch.slurm: $1; that was the last retry" >&2
+  else
+    echo "launch.slurm: $1; retry $failures of @RETRIES@" >&2
+    scontrol requeue "$run"
   fi
-  echo "launch.slurm: failed with exit code $code; retry $failures of @RETRIES@" >&2
+}}
+
+srun @SRUN@ \
+  bash -c "$task" "$codes" "${{worker[@]}}" &
+wait $!
+code=$?
+
+if [ "$told" ] && past_limit; then  # there is no time to wait for processes that do not end
+  try_again 'not saved within the time limit'
+elif [ "$told" ]; then
+  wait $!
+  echo 'launch.slurm: ended from outside; only Slurm itself starts it again' >&2
+elif mistake=$(ended '[2-6]'); then
+  echo "launch.slurm: failed with exit code $mistake; another try would fail too" >&2
+  code=$mistake
+elif ended {STOPPED} >/dev/null; then
+  echo 'launch.slurm: stopped, its state is saved; it goes on when its turn comes' >&2
+  scontrol requeue "$run"
+elif [ $code != 0 ]; then
+  try_again "failed with exit code $code"
 fi
-scontrol requeue "$run"
-exit $code
+exit "$code"
 """
 
 

@@ -7,7 +7,6 @@ import tempfile
 import time
 
 import pytest
-from rendered import ROOT
 from slurm import cluster
 
 from encoders.training.metrics import read_facts, read_metrics, read_status
@@ -21,21 +20,20 @@ PATIENCE = 200.0  # seconds; a busy machine needs half of it for all tests of th
 
 
 @pytest.fixture(scope="module")
-def shared():
+def shared(tmp_path_factory):
     """A directory that both nodes share, and their Slurm running."""
-    (ROOT / "build").mkdir(exist_ok=True)  # launchers refuse /tmp
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="slurm-", dir=ROOT / "build"))
+    directory = tmp_path_factory.mktemp("shared")
     state = pathlib.Path(tempfile.mkdtemp(prefix="slurm-"))  # sockets want short paths
     with pytest.MonkeyPatch.context() as patch:
         try:
             for name, value in cluster.start(state).items():
                 patch.setenv(name, value)
             patch.setenv("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
+            patch.setattr("launch.backend._LOCAL", ())  # here, both nodes do share /tmp
             yield directory
         finally:
             cluster.stop(state)
             shutil.rmtree(state)
-            shutil.rmtree(directory)
 
 
 def submit(workdir, *arguments, config="tests/training/tiny.py"):
