@@ -102,7 +102,7 @@ def joined(
         )  # fmt: skip
         yield
     except BaseException as error:
-        if not getattr(error, "agreed", False) and distributed.global_state.client is not None:
+        if not getattr(error, "agreed", False) and connected():
             _exit_alone(error)
         _leave()
         raise
@@ -307,7 +307,7 @@ def _check_devices(expected: int | None) -> None:
 
 
 def _leave() -> None:
-    if distributed.global_state.client is None:
+    if not connected():
         return
     with contextlib.suppress(RuntimeError):  # a peer that died cannot say goodbye
         jax.distributed.shutdown()
@@ -327,6 +327,11 @@ def _exit_alone(error: BaseException) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def connected() -> bool:
+    """Whether this process has joined a run of processes, be it the only one."""
+    return distributed.global_state.client is not None
 
 
 # --- agreeing -------------------------------------------------------------------------------------

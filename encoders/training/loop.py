@@ -37,6 +37,9 @@ from encoders.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+# How collectives and jax's coordinator say that another process is gone.
+_LOST_PEER = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "CANCELLED", "Connection", "coordination")
+
 
 def train(experiment: Experiment, workdir: str | pathlib.Path) -> dict[str, Any]:
     """Runs an experiment until its end, or until SIGTERM or Ctrl-C, in `workdir`.
@@ -273,10 +276,11 @@ def _failure_in_status(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+        text = str(error) if isinstance(error, jax.errors.JaxRuntimeError) else ""
+        if jax.process_count() > 1 and any(sign in text for sign in _LOST_PEER):
             lost = PeerError(
                 f"process {jax.process_index()}: another process of the run is gone or stopped "
-                f"answering ({str(error).splitlines()[0]})."
+                f"answering ({text.splitlines()[0]})."
             )
             log.error(lost)
             raise lost from error  # whoever is at fault says so in status.json

@@ -52,6 +52,7 @@ class Meter:
         self._pause = self._device = 0.0
         self._batches: Any = None
         self._noted: int | None = None
+        self._warm = False
 
     def start(self, batches: Any) -> None:
         self._batches = batches
@@ -128,15 +129,18 @@ class Meter:
         """
         if jax.process_count() == 1:
             return {}
+        if not self._warm:  # the first window has the input's start in it
+            self._warm = True
+            return {}
         before, self._noted = self._noted, step
-        processes.leave_note("times", step, [own, waited, socket.gethostname()])
+        processes.leave_note("times", step, [own, waited, socket.gethostname(), seconds])
         if jax.process_index() != 0 or before is None:
             return {}
         found = processes.collect_notes("times", before)  # all have passed that step
         if len(found) < 2:
             return {}
         slowest = max(found, key=lambda index: found[index][0])
-        for index in stragglers({i: value[0] for i, value in found.items()}, seconds):
+        for index in stragglers({i: value[0] for i, value in found.items()}, found[slowest][3]):
             log.warning(
                 "straggler up to step %d: process %d on %s needs %.3f s per step for itself "
                 "(%.3f s of it waiting for data), the median process %.3f s",

@@ -9,8 +9,6 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 from encoders.parallel import processes
 
 log = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ class Stop:
         """Asks whether to stop now; every process asks equally often and gets one answer."""
         if not self.requested:
             self.requested = self._signalled
-            if jax.process_count() > 1:
+            if processes.connected():
                 self.requested = processes.stop_agreed(self._polls)
                 self._polls += 1
             if self.requested:
@@ -57,7 +55,7 @@ class Stop:
         if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signalled = True
-        if jax.process_count() > 1:
+        if processes.connected():
             os.kill(os.getpid(), signal.SIGTERM)  # jax's handler, which tells the other processes
 
 
@@ -65,11 +63,11 @@ class Stop:
 def stop_signals() -> Iterator[Stop]:
     """A `Stop` that listens to signals meanwhile."""
     stop = Stop()
-    # Over several processes SIGTERM belongs to jax's preemption service.
-    alone = jax.process_count() == 1
+    # Among processes SIGTERM belongs to jax's preemption service.
+    own = (signal.SIGINT,) if processes.connected() else (signal.SIGTERM, signal.SIGINT)
     before = {}
     try:
-        for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
+        for number in own:
             before[number] = signal.signal(number, stop.handle)
     except ValueError:
         log.info("not in the main thread: signals keep their handlers")

@@ -32,7 +32,7 @@ class Batches:
 
 
 def test_process_0_names_the_straggler_of_the_window_before(monkeypatch, caplog):
-    notes = {10: {1: [0.5, 0.4, "n1"]}, 20: {1: [0.5, 0.4, "n1"]}}  # what process 1 leaves
+    notes = {step: {1: [0.5, 0.4, "n1", 0.6]} for step in (10, 20)}  # what process 1 leaves
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
         meter.processes, "leave_note", lambda topic, step, note: notes[step].update({0: note})
@@ -43,7 +43,7 @@ def test_process_0_names_the_straggler_of_the_window_before(monkeypatch, caplog)
     watch.start(Batches)
     metrics = {"loss": (np.float32(1), np.float32(1)), "finite": np.ones(1, bool)}
     with caplog.at_level(logging.WARNING, logger="encoders"):
-        for step in (10, 20):
+        for step in (0, 10, 20):
             watch.add(metrics)
             with watch.on_device():
                 time.sleep(0.6)
