@@ -66,18 +66,28 @@ def show(files: Mapping[str, str]) -> None:
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def check_jobs(jobs: Sequence[Job]) -> None:
+def check_jobs(jobs: Sequence[Job], *, copied: bool = False) -> None:
     """Refuses what would fail only after hours in a queue.
 
+    Args:
+      jobs: the runs.
+      copied: whether the machines have a copy of this project, and no other files from here.
+
     Raises:
-      ConfigError: a config or override is wrong, a workdir is not absolute, is on a disk that only
-        this machine sees, or is given twice.
+      ConfigError: a config or override is wrong, a config is where the machines will not find it, a
+        workdir is not absolute, is on a disk that only this machine sees, or is given twice.
     """
     if not jobs:
         raise ConfigError("nothing to submit: there are no runs.")
     seen = set()
     for job in jobs:
         load_config(job.config, job.overrides)
+        path = pathlib.Path(job.config.partition(":")[0])
+        if copied if path.is_absolute() else path.resolve() != (CHECKOUT / path).resolve():
+            raise ConfigError(
+                f"--config {job.config}: the machines look for it in their checkout; give its path "
+                f"in this project, relative to {CHECKOUT}."
+            )
         check_shared("--workdir", job.workdir)
         if job.workdir in seen:
             raise ConfigError(f"--workdir {job.workdir} is given to two runs; each needs its own.")

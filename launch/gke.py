@@ -105,7 +105,7 @@ def _check(jobs: Sequence[Job], flags: argparse.Namespace) -> list[Mount]:
     else:
         tpus.from_topology(flags.accelerator, flags.topology)
     backend.check_shared("--checkout", flags.checkout)
-    backend.check_jobs(jobs)
+    backend.check_jobs(jobs, copied=True)
     return backend.read_mounts(flags.mount, ("bucket", "nfs", "claim"), jobs)
 
 

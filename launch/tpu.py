@@ -86,6 +86,8 @@ def _check(jobs: Sequence[Job], flags: argparse.Namespace) -> list[Mount]:
     backend.at_least("--slices", flags.slices, 1)
     backend.at_least("--retries", flags.retries, 0)
     tpus.from_type(flags.type)
+    if flags.watch and flags.keep:
+        raise ConfigError("--watch ends when the TPU is given back; leave out --keep.")
     if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", flags.zone):
         raise ConfigError(f"--zone {flags.zone}: expected a zone such as us-east5-a.")
     archive = re.fullmatch(r"gs://\S+\.(tar\.gz|tgz)", flags.source)
@@ -102,7 +104,7 @@ def _check(jobs: Sequence[Job], flags: argparse.Namespace) -> list[Mount]:
                 f"--label {key}={value}: Google Cloud allows lower-case letters, digits, '-' and "
                 f"'_', at most 63, beginning with a letter."
             )
-    backend.check_jobs(jobs)
+    backend.check_jobs(jobs, copied=True)
     return backend.read_mounts(flags.mount, ("bucket", "nfs"), jobs)
 
 

@@ -125,6 +125,12 @@ def test_two_runs_in_one_directory_are_refused():
         array(jobs=[Job(CONFIG, "/shared/runs/a"), Job(CONFIG, "/shared/runs/a")])
 
 
+def test_a_config_is_where_the_job_starts(monkeypatch):
+    monkeypatch.chdir("configs")
+    with pytest.raises(ConfigError, match="look for it in their checkout"):
+        slurm.main(shlex.split(RUN.replace("configs/", "") + " --dry-run"))
+
+
 def test_without_sbatch_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("launch.backend._LOCAL", ())

@@ -99,12 +99,19 @@ def test_an_accelerator_type_says_how_many_chips_and_hosts(text, kind, chips, ho
         ("--workdir runs/mae", "must be absolute"),
         ("--label Team=a", "lower-case letters"),
         ("--spot --reserved", "not allowed with"),
+        ("--watch --keep", "leave out --keep"),
         ("--zne x", "Did you mean '--zone'"),
     ],
 )
 def test_a_mistake_is_one_sentence(change, complaint):
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         tpu.main([*shlex.split(RUN), *change.split(), "--dry-run"])
+
+
+def test_a_config_that_the_tpu_will_not_have_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(arg=None):\n    return {}\n")
+    with pytest.raises(ConfigError, match="look for it in their checkout"):
+        tpu.main([*shlex.split(RUN), "--config", str(tmp_path / "mine.py"), "--dry-run"])
 
 
 def test_without_gcloud_it_says_so(monkeypatch, tmp_path):
