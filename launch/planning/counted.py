@@ -31,6 +31,8 @@ from launch.planning.memory import Memory
 from launch.planning.report import Plan
 from launch.planning.roofline import Flow
 
+# Share of the matrix products that a policy computes again, at most.
+AGAIN = {"none": 0.0, "dots": 0.0, "projections": 0.05, "full": 1 / 3}
 _ROWS = 8  # per trace; even, as mixing needs it
 
 
@@ -162,7 +164,8 @@ def plan(experiment: Experiment, where: str, chip: Chip, one: Kept | None = None
     )
     flows = collectives(experiment, one.blocks * rows / inner, chip)
     model = experiment.flops_per_example()
-    flops = model * sections.batch_size / mesh.size
+    remat = experiment.config["model"].get("remat", "none")
+    flops = model * (1 + AGAIN.get(remat, 0.0)) * sections.batch_size / mesh.size
     traffic = 3 * micro * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * width
     traffic = traffic / mesh.shape["tensor"] + 2 * (parameters + optimizer + average)
     traffic += 2 * one.bytes * rows / inner
@@ -172,7 +175,7 @@ def plan(experiment: Experiment, where: str, chip: Chip, one: Kept | None = None
         chips=mesh.size,
         mesh=dict(mesh.shape),
         micro_batches=micro,
-        remat=experiment.config["model"].get("remat", "none"),
+        remat=remat,
         source="counted",
         memory=memory,
         capacity=chip.memory,

@@ -16,8 +16,6 @@ from launch.planning.report import Plan
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 REMAT = ("none", "dots", "full")
-# Share of the matrix products that a policy computes again.
-_AGAIN = {"none": 0.0, "dots": 0.0, "projections": 0.05, "full": 1 / 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,21 +129,21 @@ def run(config: Any, machine: Machine, keep: int, show: Callable[[str], None] = 
         f"(parameters, optimizer and what is kept for the backward pass)."
     )
     best: list[tuple[Candidate, Plan]] = []
-    tried = 0
+    tried, refused = 0, math.inf
     for plan, candidate in ranked:
-        if len(best) == keep or (machine.compiles and tried == 2 * keep):
+        if len(best) == keep or tried == 2 * keep:
             break
         if machine.compiles:
+            size = plan.memory.total
+            if size >= 0.9 * refused:  # the compiler has refused one that counts no larger
+                continue
             plan = machine.plan(candidate.apply(config, machine.slices))
             tried += 1
+            refused = refused if plan.fits else min(refused, size)
         if plan.fits:
             best.append((candidate, plan))
-    verb = "compiled" if machine.compiles else "counted, not compiled"
-    show(
-        f"{tried or len(ranked)} {verb}; the best that fit:"
-        if best
-        else f"{tried} {verb}; none fits."
-    )
+    how = f"{tried} of them compiled" if machine.compiles else "none compiled"
+    show(f"{how}; the best that fit:" if best else f"{how}; none fits.")
     for candidate, plan in sorted(best, key=lambda item: item[1].bound.step):
         show(
             f"  {1e3 * plan.bound.step:10,.1f} ms  {plan.memory.total / 2**30:7.2f} GiB  "
@@ -192,9 +190,7 @@ def _estimates(
             least = memory.parameters + memory.optimizer + memory.average + memory.batch
             if least + memory.activations / candidate.tensor > plan.capacity:
                 continue
-            again = 1 + _AGAIN[candidate.remat]
-            bound = dataclasses.replace(plan.bound, compute=plan.bound.compute * again)
-            yield dataclasses.replace(plan, bound=bound, flops=plan.flops * again), candidate
+            yield plan, candidate
 
 
 def _order(item: tuple[Plan, Candidate]) -> tuple[float, ...]:
