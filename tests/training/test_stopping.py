@@ -66,6 +66,22 @@ def test_a_signal_during_evaluation_leaves_it_and_the_next_start_makes_up_for_it
     assert read_status(tmp_path)["state"] == "finished"
 
 
+def test_a_signal_while_saving_lets_the_save_finish(tmp_path):
+    """Every step is saved in the background, so any moment is one."""
+    options = (*SHORT, "--config.checkpoint.every.steps=1", "--config.checkpoint.keep_last=1")
+    run = launch(tmp_path, *options, "--config.duration.steps=100000")
+    wait_for_step(5, tmp_path, run)
+    run.terminate()
+    code, output = finish(run)
+    assert code == STOPPED, output
+    step = read_status(tmp_path)["step"]
+    assert saved(tmp_path) == [step]
+    assert losses(tmp_path).keys() == set(range(1, step + 1))
+    code, output = finish(launch(tmp_path, *options, f"--config.duration.steps={step + 2}"))
+    assert code == 0, output
+    assert read_facts(tmp_path)["sessions"][1]["first_step"] == step
+
+
 def test_a_process_that_hangs_ends_the_run_with_its_stacks(tmp_path):
     options = (*SHORT, *TWO, "--retries", 0, "--config.deadlines.step=4")
     run = launch(tmp_path, *options, "--config.duration.steps=100000")
