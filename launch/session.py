@@ -27,7 +27,7 @@ def apply_environment(config: Any) -> None:
     for name, value in wanted.items():
         own = os.environ.get(name)
         if own is None:
-            os.environ[name] = value
+            os.environ[name] = str(value)
         elif name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
             os.environ[name] = f"{value} {own}"
 
