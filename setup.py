@@ -8,6 +8,7 @@ parity = ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.50"]
 test = [
     "hypothesis",
     "import-linter",
+    "libtpu",  # plans are tested by compiling them
     "optuna",
     "psutil",
     "pytest",

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from encoders.config import load_config
 
     config = load_config(flags.config, overrides)
-    session.apply_environment(config)
+    if flags.topology is not None:
+        session.apply_environment(config)  # the compiler's flags, as the run will have them
     target.prepare_environment()
     # Imported late: jax must not start before its environment is set.
     from launch.planning import report, search

@@ -71,9 +71,13 @@ and MFU are bounds (everything at its data sheet's speed, all at once), so a rea
 row has been run. Rows of TPUs are compiled; rows of GPUs are counted. `compile` is what tracing and
 compiling took on two CPU cores.
 
-| config | machine | mesh | micro-batches, remat | HBM GiB of | step | decided by | examples/s | MFU | hours | chip-hours | compile |
-|---|---|---|---|---|---|---|---|---|---|---|---|
 """
+
+
+_COLUMNS = (
+    "config", "machine", "mesh", "micro-batches, remat", "HBM, GiB", "step", "decided by",
+    "examples/s", "MFU", "hours", "chip-hours", "compile",
+)  # fmt: skip
 
 
 def write(path: str, rows: tuple[Row, ...] = ROWS) -> int:
@@ -83,7 +87,8 @@ def write(path: str, rows: tuple[Row, ...] = ROWS) -> int:
         plan = row.plan()
         plans.append(plan)
         print(f"{row.config} {row.machine}: {plan.seconds:.0f} s {plan.refusal}", flush=True)
-    text = _HEAD + "".join(_line(row, plan) for row, plan in zip(rows, plans, strict=True))
+    text = _HEAD + f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|\n"
+    text += "".join(_line(row, plan) for row, plan in zip(rows, plans, strict=True))
     text += "\nEach row's command, which prints the memory by part and the collectives:\n\n```\n"
     text += "".join(f"{row.command}\n" for row in rows) + "```\n"
     pathlib.Path(path).write_text(text, encoding="utf-8")

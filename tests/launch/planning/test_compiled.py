@@ -87,7 +87,7 @@ def test_fsdp_moves_what_the_textbook_says():
 
 
 def test_tensor_moves_what_the_textbook_says(tensor):
-    """Two all-reduces of [B, T, D] in a block forward, two backward; here two more again (remat)."""
+    """Two all-reduces of [B, T, D] in a block forward, two backward; remat adds one."""
     experiment, _, _, found = tensor
     rows = experiment.sections.batch_size / experiment.mesh.shape["data"]
     one = 2 * rows * tiny.TOKENS * tiny.WIDTH * BF16 * 3 / 4
@@ -141,7 +141,7 @@ def test_vit_22b_on_1024_chips():
     config = load_config(
         "configs/vit_22b_jft.py", ["hardware.mesh.data=4", "hardware.mesh.fsdp=256"]
     )
-    experiment, made, module, found = compile_for("v5p:8x8x16", config)
+    experiment, made, _, found = compile_for("v5p:8x8x16", config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.param_shapes))
     blocks = sum(
         leaf.size for leaf in jax.tree.leaves(experiment.param_shapes["encoder"]["blocks"])
