@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from encoders.errors import STOPPED, ConfigError, exit_cleanly, nearest
-from launch import backend, tpus
-from launch.backend import Mount
+from launch.clusters import backend, tpus
+from launch.clusters.backend import Mount
+from launch.clusters.jobset import check_manifest
 from launch.job import Job
-from launch.jobset import check_manifest
 
 _NEEDED = "install it and connect it to a cluster, or look at the manifest with --dry-run"
 GRACE = 300  # seconds that a pod has to save

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from encoders.errors import STOPPED, ConfigError, exit_cleanly
-from launch import backend
+from launch.clusters import backend
 from launch.job import Job
 
 NOTICE = 300  # seconds before its end at which a run is told to save
@@ -191,8 +191,7 @@ def _runs(jobs: Sequence[Job], flags: argparse.Namespace) -> str:
     return text + '*) echo "no run has number $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;\nesac\n'
 
 
-_BODY = rf"""\
-# Each process leaves its exit code here: srun returns only the highest of them.
+_BODY = rf"""# Each process leaves its exit code here: srun returns only the highest of them.
 codes=$workdir/slurm/$run
 mkdir -p "$codes" || exit
 rm -f "$codes"/*

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from encoders.errors import ConfigError, exit_cleanly
 from launch.flags import Parser
-from launch.results import COLORS
 from launch.runs import Run, find_runs, read_run
+from launch.sweeping.results import COLORS
 
 WIDTH = 200  # columns where the output is not a terminal
 # column -> (metric, how it is shown)

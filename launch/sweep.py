@@ -29,14 +29,14 @@ from encoders.errors import (
     exit_cleanly,
     nearest,
 )
-from launch.check import check_metric, check_points
-from launch.children import CONSOLE, Stop, Task, run_all, stop_signals
 from launch.flags import Parser, parse
 from launch.job import Job
-from launch.points import Fields, Point, Record, read_plan
-from launch.results import Results, Row
 from launch.runs import read_object, read_run
-from launch.search import propose
+from launch.sweeping.check import check_metric, check_points
+from launch.sweeping.children import CONSOLE, Stop, Task, run_all, stop_signals
+from launch.sweeping.points import Fields, Point, Record, read_plan
+from launch.sweeping.results import Results, Row
+from launch.sweeping.search import propose
 
 BACKENDS = ("slurm", "tpu", "gke")
 

@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from encoders.errors import STOPPED, ConfigError, exit_cleanly
-from launch import backend, tpus
-from launch.backend import Mount, SubmitError
+from launch.clusters import backend, tpus
+from launch.clusters.backend import Mount, SubmitError
 from launch.job import Job
 
 _NEEDED = "install the Google Cloud CLI and log in, or look at the commands with --dry-run"

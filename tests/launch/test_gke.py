@@ -11,11 +11,12 @@ import yaml
 from rendered import assert_documented, assert_reviewed, documented_commands
 
 from encoders.errors import ConfigError
-from launch import gke, tpus
-from launch.backend import SubmitError
+from launch import gke
+from launch.clusters import tpus
+from launch.clusters.backend import SubmitError
+from launch.clusters.jobset import check_manifest
 from launch.flags import Parser
 from launch.job import Job
-from launch.jobset import check_manifest
 
 RUN = (
     "--config configs/mae_b16_in1k.py --workdir /mnt/runs/mae --topology 8x8x8 "

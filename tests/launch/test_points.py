@@ -10,7 +10,15 @@ from ml_collections import ConfigDict
 
 from encoders.config import apply_override
 from encoders.errors import ConfigError, StorageError
-from launch.points import NAME_LENGTH, Point, Record, key_of, name_of, overrides_of, read_plan
+from launch.sweeping.points import (
+    NAME_LENGTH,
+    Point,
+    Record,
+    key_of,
+    name_of,
+    overrides_of,
+    read_plan,
+)
 
 FIELDS = st.from_regex(r"[a-z][a-z0-9_]{0,12}(\.[a-z][a-z0-9_]{0,12}){0,2}", fullmatch=True)
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=30)

@@ -6,7 +6,7 @@ import pytest
 
 from configs import sweeps
 from encoders.errors import ConfigError
-from launch.search import propose
+from launch.sweeping.search import propose
 
 AXES = {
     "lr": sweeps.log_uniform(1e-5, 1.0),

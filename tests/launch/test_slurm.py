@@ -11,7 +11,7 @@ from rendered import assert_documented, assert_reviewed, assert_sound_shell, doc
 
 from encoders.errors import ConfigError
 from launch import slurm
-from launch.backend import SubmitError
+from launch.clusters.backend import SubmitError
 from launch.flags import Parser
 from launch.job import Job
 
@@ -133,7 +133,7 @@ def test_a_config_is_where_the_job_starts(monkeypatch):
 
 def test_without_sbatch_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("launch.backend._LOCAL", ())
+    monkeypatch.setattr("launch.clusters.backend._LOCAL", ())
     arguments = RUN.replace("/shared/runs", str(tmp_path))
     with pytest.raises(SubmitError, match="sbatch is not on PATH here; submit from a login node"):
         slurm.main(shlex.split(arguments))
@@ -141,7 +141,7 @@ def test_without_sbatch_it_says_so(monkeypatch, tmp_path):
 
 def test_a_workdir_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("launch.backend._LOCAL", ())
+    monkeypatch.setattr("launch.clusters.backend._LOCAL", ())
     arguments = RUN.replace("/shared/runs", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="cannot be written from here"):
         slurm.main(shlex.split(arguments))
@@ -152,7 +152,7 @@ def test_what_sbatch_refuses_is_passed_on(monkeypatch, tmp_path):
     program.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr("launch.backend._LOCAL", ())
+    monkeypatch.setattr("launch.clusters.backend._LOCAL", ())
     with pytest.raises(SubmitError, match=r"sbatch failed with exit code 1: .*invalid partition"):
         slurm.main(shlex.split(RUN.replace("/shared/runs", str(tmp_path))))
 

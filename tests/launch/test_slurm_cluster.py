@@ -29,7 +29,7 @@ def shared(tmp_path_factory):
             for name, value in cluster.start(state).items():
                 patch.setenv(name, value)
             patch.setenv("JAX_COMPILATION_CACHE_DIR", str(directory / "compiled"))
-            patch.setattr("launch.backend._LOCAL", ())  # here, both nodes do share /tmp
+            patch.setattr("launch.clusters.backend._LOCAL", ())  # here, both nodes do share /tmp
             yield directory
         finally:
             cluster.stop(state)

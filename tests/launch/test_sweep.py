@@ -18,7 +18,7 @@ from rendered import ROOT, assert_documented, assert_reviewed, documented_comman
 
 from encoders.errors import ConfigError
 from launch import sweep
-from launch.children import share_of_gpus
+from launch.sweeping.children import share_of_gpus
 
 TINY = "tests/training/tiny_sweep.py"
 CONFIG = """

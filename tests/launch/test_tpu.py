@@ -12,8 +12,9 @@ import pytest
 from rendered import assert_documented, assert_reviewed, assert_sound_shell, documented_commands
 
 from encoders.errors import ConfigError
-from launch import tpu, tpus
-from launch.backend import SubmitError
+from launch import tpu
+from launch.clusters import tpus
+from launch.clusters.backend import SubmitError
 from launch.flags import Parser
 from launch.job import Job
 
@@ -179,7 +180,7 @@ def test_requests_that_fail_are_counted(gcloud):
 @pytest.fixture
 def host(gcloud, monkeypatch):
     """The start-up script on a stand-in host, whose worker ends with the codes in `plan`."""
-    monkeypatch.setattr("launch.backend._LOCAL", ())
+    monkeypatch.setattr("launch.clusters.backend._LOCAL", ())
     home, workdir = gcloud / "home", gcloud / "runs/mae"
     (home / "venv/bin").mkdir(parents=True)
     (home / "code").mkdir()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import sweeps
-from launch.results import Results, Row
+from launch.sweeping.results import Results, Row
 from tools.report.charts import LETTER
 from tools.report.sweep import BEST, axis_of, metric_against, page, parallel_coordinates
 

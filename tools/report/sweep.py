@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.results import Results, Row, shown
+from launch.sweeping.results import Results, Row, shown
 from tools.report.charts import LETTER, nice_ticks, svg_page, svg_text
 from tools.report.markup import grid, safe, section, table
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from encoders.config import load_config, to_plain
 from encoders.errors import ConfigError, DataError, nearest
-from launch.points import Fields, overrides_of
+from launch.sweeping.points import Fields, overrides_of
 
 
 def check_points(

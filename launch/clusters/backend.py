@@ -18,7 +18,7 @@ from encoders.errors import ConfigError, EncodersError
 from launch.flags import Parser, parse
 from launch.job import Job
 
-CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 
 # Directories that every machine has for itself, on any sane installation.
 _LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/proc", "/sys")

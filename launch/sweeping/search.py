@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.sweeps import tidy
 from encoders.errors import ConfigError
-from launch.points import Fields, Mode, key_of
+from launch.sweeping.points import Fields, Mode, key_of
 
 MOST_REPEATS = 100  # a small space is used up when this many proposals have been tried before
 

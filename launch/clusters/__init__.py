@@ -1,0 +1,1 @@
+"""Parts that launch.slurm, launch.tpu and launch.gke share."""
