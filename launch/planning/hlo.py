@@ -41,6 +41,11 @@ class Array:
         return math.ceil(math.prod(self.sizes) * BITS[self.dtype] / 8)
 
     @property
+    def in_hbm(self) -> bool:
+        """Not in another memory space of the chip, which a layout marks as S(n)."""
+        return re.search(r"S\([1-9]", self.layout) is None
+
+    @property
     def padded_bytes(self) -> int:
         """As it lies in memory: the two innermost sizes are rounded up to the layout's tile."""
         tile = re.search(r"T\(([\d,]+)\)", self.layout)

@@ -57,8 +57,9 @@ def measure(compiled: Any, module: Module, micro_gradients: int = 0) -> Memory:
     parts["other"] += found.argument_size_in_bytes - sum(parts.values())
     parts["other"] += found.output_size_in_bytes - found.alias_size_in_bytes
     gradients, activations = accumulators(module)
-    gradients += micro_gradients
     temporary = found.temp_size_in_bytes
+    # Sums that the compiler keeps on the chip, as it may with small ones, are no part of HBM.
+    gradients += max(0, min(micro_gradients, temporary - gradients - activations))
     return Memory(
         **parts,
         gradients=gradients,
@@ -114,7 +115,7 @@ def accumulators(module: Module) -> tuple[int, int]:
                 array.padded_bytes
                 for name in start.operand_names
                 for array in scope[name].arrays[:1]
-                if array.sizes[:1] == (turns,) and _is_empty(scope[name], scope)
+                if array.sizes[:1] == (turns,) and array.in_hbm and _is_empty(scope[name], scope)
             )
             if "transpose(" in loop.label:
                 gradients += size

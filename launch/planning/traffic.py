@@ -224,5 +224,4 @@ def _read(parameter: Instruction, body: Mapping[str, Instruction]) -> float:
 
 
 def _in_hbm(found: Sequence[Array]) -> float:
-    """Bytes of arrays that are not in another memory space, which a layout marks as S(n)."""
-    return float(sum(array.bytes for array in found if not re.search(r"S\([1-9]", array.layout)))
+    return float(sum(array.bytes for array in found if array.in_hbm))
