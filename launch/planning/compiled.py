@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 
+from encoders import rules
 from encoders.errors import ConfigError
 from encoders.parallel.chips import chip
 from encoders.parallel.mesh import batch_sharding
+from encoders.parallel.sharding import is_stacked
 from encoders.training.experiment import Experiment
 from launch.planning import hlo, memory, products, roofline, traffic
 from launch.planning.memory import Memory
@@ -74,12 +76,41 @@ def plan(experiment: Experiment, where: str) -> Plan:
     module = hlo.parse(made.as_text())
     used = memory.measure(made, module, micro_gradients(experiment))
     flops = products.product_flops(module)
-    moved = roofline.flows(
-        traffic.collectives(module, experiment.mesh.size), experiment.mesh, device
-    )
+    found = traffic.collectives(module, experiment.mesh.size)
+    moved = roofline.flows(found, experiment.mesh, device)
     bound = roofline.bound(flops, traffic.hbm_bytes(module), moved, device)
     seconds = time.perf_counter() - began
-    return Plan(**fields, memory=used, flops=flops, flows=moved, bound=bound, seconds=seconds)
+    return Plan(
+        **fields,
+        memory=used,
+        flops=flops,
+        flows=moved,
+        bound=bound,
+        seconds=seconds,
+        surprises=surprises(experiment, found),
+    )
+
+
+def surprises(experiment: Experiment, found: Sequence[traffic.Collective]) -> tuple[str, ...]:
+    """What is gathered and should not be: more than a layer's largest parameter, or float32.
+
+    A batch's activations are larger than that, and optimizer state and the parameters' own copies
+    are float32. Small float32 arrays (vectors, factored statistics) may be gathered.
+    """
+    leaves = jax.tree.leaves(experiment.param_shapes)
+    paths = rules.leaf_paths(experiment.param_shapes)
+    sizes = [
+        leaf.size // leaf.shape[0] if is_stacked(path) else leaf.size
+        for path, leaf in zip(paths, leaves, strict=True)
+    ]
+    wide = 4 * max(sizes) / 100 if experiment.compute_dtype.itemsize < 4 else math.inf
+    return tuple(
+        f"{array.dtype}{list(array.sizes)} ({each.label or 'without a name'})"
+        for each in found
+        if each.kind == "all-gather"
+        for array in each.arrays
+        if math.prod(array.sizes) > max(sizes) or (array.dtype == "f32" and array.bytes > wide)
+    )
 
 
 def refusal(words: str) -> str:

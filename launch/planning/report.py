@@ -43,6 +43,7 @@ class Plan:
       batch_size, total_steps: of the config.
       refusal: the compiler's words where it found no way to fit the step, or ''.
       seconds: what tracing and compiling took.
+      surprises: arrays that are gathered and should not be; see `compiled.surprises`.
     """
 
     where: str
@@ -62,6 +63,7 @@ class Plan:
     total_steps: int
     refusal: str = ""
     seconds: float = 0.0
+    surprises: Sequence[str] = ()
 
     @property
     def fits(self) -> bool:
@@ -112,6 +114,7 @@ def render(plan: Plan) -> str:
             )
     if not plan.flows:
         lines.append("  none")
+    lines += [f"  gathered, and should not be: {each}" for each in plan.surprises]
     bound = plan.bound
     lines += ["", "Least time of a step, each at its data sheet's speed"]
     lines.append(
