@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 import pytest
-import tiny
+import planned
 
 from encoders.config import load_config
 from encoders.training.experiment import Experiment
@@ -28,12 +28,12 @@ def compile_for(topology: str, config):
 
 @pytest.fixture(scope="module")
 def fsdp():
-    return compile_for("v5p:2x4x4", tiny.config())
+    return compile_for("v5p:2x4x4", planned.config())
 
 
 @pytest.fixture(scope="module")
 def tensor():
-    return compile_for("v5p:2x2x2", tiny.config(mesh=dict(fsdp=1, data=2, tensor=4)))
+    return compile_for("v5p:2x2x2", planned.config(mesh=dict(fsdp=1, data=2, tensor=4)))
 
 
 def sent(found, mesh, *axes: str) -> float:
@@ -62,7 +62,7 @@ def test_the_forward_pass_keeps_what_rematerialisation_leaves(fsdp):
     """With remat 'full' that is a block's input: [B, T, D] of every layer, in bfloat16."""
     experiment, _, module, _ = fsdp
     rows = experiment.sections.batch_size / experiment.mesh.size
-    expected = tiny.DEPTH * rows * tiny.TOKENS * tiny.WIDTH * BF16
+    expected = planned.DEPTH * rows * planned.TOKENS * planned.WIDTH * BF16
     assert memory.accumulators(module)[1] == pytest.approx(expected, rel=0.02)
 
 
@@ -77,7 +77,7 @@ def test_products_on_a_pod_are_those_of_the_model(tensor):
 
 def test_fsdp_moves_what_the_textbook_says():
     """Parameters are gathered twice and gradients reduce-scattered once, in bfloat16."""
-    config = tiny.config()
+    config = planned.config()
     config.model.remat = "none"  # so that nothing is gathered a third time
     experiment, _, _, found = compile_for("v5p:2x4x4", config)
     size = sum(leaf.size for leaf in jax.tree.leaves(experiment.param_shapes))
@@ -90,9 +90,9 @@ def test_tensor_moves_what_the_textbook_says(tensor):
     """Two all-reduces of [B, T, D] in a block forward, two backward; remat adds one."""
     experiment, _, _, found = tensor
     rows = experiment.sections.batch_size / experiment.mesh.shape["data"]
-    one = 2 * rows * tiny.TOKENS * tiny.WIDTH * BF16 * 3 / 4
+    one = 2 * rows * planned.TOKENS * planned.WIDTH * BF16 * 3 / 4
     # The second product's sum is not needed again, so rematerialisation costs one.
-    assert sent(found, experiment.mesh, "tensor") == pytest.approx(5 * tiny.DEPTH * one, rel=0.1)
+    assert sent(found, experiment.mesh, "tensor") == pytest.approx(5 * planned.DEPTH * one, rel=0.1)
 
 
 def test_only_parameters_are_gathered(fsdp, tensor):
@@ -105,8 +105,8 @@ def test_a_gathered_activation_or_optimizer_state_is_noticed(fsdp):
     rows = experiment.sections.batch_size
     gather = next(each for each in found if each.kind == "all-gather")
     for array in (
-        hlo.Array("bf16", (rows, tiny.TOKENS, tiny.WIDTH)),
-        hlo.Array("f32", (tiny.WIDTH, tiny.MLP)),
+        hlo.Array("bf16", (rows, planned.TOKENS, planned.WIDTH)),
+        hlo.Array("f32", (planned.WIDTH, planned.MLP)),
     ):
         bad = dataclasses.replace(gather, arrays=(array,))
         assert len(compiled.surprises(experiment, [bad])) == 1
@@ -124,7 +124,7 @@ def test_an_unrolled_step_has_the_flops_of_the_formula():
 
 
 def test_512_chips():
-    config = tiny.config(mesh=dict(data=16, fsdp=32))
+    config = planned.config(mesh=dict(data=16, fsdp=32))
     config.batch_size = 1024
     plan = search.pod(target.parse_topology("v5p:8x8x8")).plan(config)
     assert plan.fits
