@@ -7,8 +7,8 @@ than leave a hole.
 import dataclasses
 
 import jax
-import pytest
 import planned
+import pytest
 
 from encoders.config import load_config
 from encoders.training.experiment import Experiment
