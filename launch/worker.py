@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from encoders.errors import exit_cleanly
-from encoders.parallel.host import retain_freed_memory
+from encoders.parallel.host import retain_freed_memory, settle_platform
 from launch import session
 from launch.flags import parse_flags
 
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     session.log_to_stderr()
     session.apply_environment(config)
+    settle_platform()
     retain_freed_memory()
     # Imported late: a misspelt flag should not wait for jax.
     from encoders.parallel import processes

@@ -2,11 +2,11 @@
 
 Sources. TPU v4, v5e, v5p, v6e: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, where the interconnect
 is what all links of a chip carry in one direction, and the data-centre network of v5e and v6e is
-the pod's (6.4 and 25.6 Tbit/s) divided by its 256 chips; that of v5p, and of v4 for want of a
-figure, is 50 Gbit/s a chip (jax-ml.github.io/scaling-book/tpus). A100 80GB SXM, H100 SXM, H200:
-their data sheets; NVLink's figure is halved, as it counts both directions, and the network is that
-of the DGX A100, H100 and H200 user guides, one adapter of 200 or 400 Gbit/s for each GPU. HBM of
-v5p is what its compiler says it can give to a program; on v5e that is 15.75 of 16 GiB.
+the pod's (6.4 and 25.6 Tbit/s) divided by its 256 chips, and v5p's 50 Gbit/s a chip. The v4 page
+gives no network (v5p's is taken) and no sum of links (half of v5p's: 2,400 and 4,800 Gbit/s). A100
+80GB SXM, H100 SXM, H200: their data sheets; NVLink's figure is halved, as it counts both
+directions, and the network is that of the DGX A100, H100 and H200 user guides, one adapter of 200
+or 400 Gbit/s for each GPU. HBM of v5e is what its compiler gives to a program: 15.75 of 16 GiB.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Chip:
 
 # By device_kind. 'TPU v5' is what jax calls v5p.
 CHIPS = {
-    "TPU v4": Chip(275e12, 32 * _GIB, 1228 * _GB, 300 * _GB, 6.25 * _GB, torus=3),
-    "TPU v5 lite": Chip(197e12, 16 * _GIB, 819 * _GB, 200 * _GB, 3.125 * _GB, torus=2),
-    "TPU v5": Chip(459e12, 95.74 * _GIB, 2765 * _GB, 600 * _GB, 6.25 * _GB, torus=3),
+    "TPU v4": Chip(275e12, 32 * _GIB, 1200 * _GB, 300 * _GB, 6.25 * _GB, torus=3),
+    "TPU v5 lite": Chip(197e12, 15.75 * _GIB, 819 * _GB, 200 * _GB, 3.125 * _GB, torus=2),
+    "TPU v5": Chip(459e12, 95 * _GIB, 2765 * _GB, 600 * _GB, 6.25 * _GB, torus=3),
     "TPU v6 lite": Chip(918e12, 32 * _GIB, 1640 * _GB, 400 * _GB, 12.5 * _GB, torus=2),
     "NVIDIA A100": Chip(312e12, 80 * _GIB, 2039 * _GB, 300 * _GB, 25 * _GB, node=8),
     "NVIDIA H100": Chip(989e12, 80 * _GIB, 3350 * _GB, 450 * _GB, 50 * _GB, node=8),

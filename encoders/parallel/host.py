@@ -9,7 +9,8 @@ import sys
 
 # glibc's mallopt(3) parameters.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
-_ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
+# NVIDIA and AMD GPUs, GPUs under WSL, TPUs of all generations.
+_ACCELERATORS = ("nvidia*", "kfd", "dxg", "accel*", "vfio/[0-9]*")
 
 
 def retain_freed_memory() -> bool:
@@ -42,4 +43,14 @@ def has_accelerator() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
         return platforms.split(",")[0] != "cpu"
-    return any(pathlib.Path(device).exists() for device in _ACCELERATORS)
+    return any(any(pathlib.Path("/dev").glob(device)) for device in _ACCELERATORS)
+
+
+def settle_platform() -> None:
+    """Tells jax to train on the CPU where there is nothing else; before jax is imported.
+
+    Without being told it looks for a TPU wherever libtpu is installed, as it is for plans, and
+    complains at length that there is none.
+    """
+    if "JAX_PLATFORMS" not in os.environ and not has_accelerator():
+        os.environ["JAX_PLATFORMS"] = "cpu"

@@ -53,7 +53,8 @@ def parameter_specs(
       shapes: tree of arrays or ShapeDtypeStructs.
       mesh: the device mesh.
       tensor_rules: (path regex, axis names of the trailing dimensions), used when `tensor` > 1.
-      min_size: arrays with fewer elements stay whole under FSDP; gathering them costs more.
+      min_size: arrays with fewer elements (of one layer, where layers are stacked) stay whole under
+        FSDP; gathering them costs more.
     """
     paths = rules.leaf_paths(shapes)
     leaves, structure = jax.tree.flatten(shapes)
@@ -74,8 +75,8 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, axes: tuple, min_size: 
         for axis, size in zip(dims, shape, strict=True)
     ]
     fsdp = mesh.shape["fsdp"]
-    if fsdp > 1 and math.prod(shape) >= min_size:
-        first = 1 if is_stacked(path) else 0  # slicing whole layers off would serialise the gathers
+    first = 1 if is_stacked(path) else 0  # slicing whole layers off would serialise the gathers
+    if fsdp > 1 and math.prod(shape[first:]) >= min_size:
         free = [i for i in range(first, len(shape)) if dims[i] is None and shape[i] % fsdp == 0]
         if free:
             dims[max(free, key=lambda i: shape[i])] = "fsdp"

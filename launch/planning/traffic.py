@@ -184,6 +184,8 @@ def hbm_bytes(module: Module) -> float:
 
 
 def _moved(instruction: Instruction, module: Module, scope: Mapping[str, Instruction]) -> float:
+    if "AllocateBuffer" in instruction.attributes:
+        return 0.0  # empty until something is written to it
     taken = [scope[name] for name in instruction.operand_names if name in scope]
     made = _in_hbm(instruction.arrays)
     if instruction.opcode == "dynamic-slice":
