@@ -11,13 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from encoders.loading import Encoder, load, save
+    from encoders.encoder import Encoder
+    from encoders.loading import load, save
     from encoders.types import Encoded
 
 __all__ = ["Encoded", "Encoder", "load", "save"]
 
 # Looked up on first use: importing the package, or one of its parts, loads nothing else.
-_HOMES = {"Encoded": "types", "Encoder": "loading", "load": "loading", "save": "loading"}
+_HOMES = {"Encoded": "types", "Encoder": "encoder", "load": "loading", "save": "loading"}
 
 
 def __getattr__(name: str) -> Any:

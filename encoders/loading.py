@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -29,98 +28,18 @@ from encoders.checkpoints.formats.mapping import Exported, Imported, flatten
 from encoders.checkpoints.store import CheckpointStore
 from encoders.config import build, to_plain
 from encoders.data.preprocessing import Preprocessing
-from encoders.errors import CheckpointError, DataError, nearest
+from encoders.encoder import Encoder, TextEncoder
+from encoders.errors import CheckpointError, nearest
 from encoders.layers.stack import unstack_layers
 from encoders.models import MODELS
+from encoders.models.bert import BERT
 from encoders.models.vit import ViT
 from encoders.objectives import OBJECTIVES
 from encoders.rules import unflatten
-from encoders.types import Encoded
 
 Choice = Literal["auto", "ema", "params"]
 FORMATS = ("native", "hf", "timm")
 _VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoder:
-    """A network with its weights and the preprocessing they expect.
-
-    Attributes:
-      module: the Linen module; `module.apply(variables, images)` is the pure function underneath.
-      variables: {'params': tree}.
-      preprocessing: size and normalisation of the images, or None if the weights do not say.
-      metadata: JSON about where the weights are from: 'format', 'step', 'architecture', 'dropped'
-        (tensors that import left out, with reasons), 'class_names', ...
-      objective: config section of the objective that `heads` belong to, or None.
-      heads: parameters that came with the encoder's: a classifier, a decoder.
-    """
-
-    module: nn.Module
-    variables: Mapping[str, Any]
-    preprocessing: Preprocessing | None = None
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    objective: Mapping[str, Any] | None = None
-    heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __call__(
-        self,
-        images: Any,
-        *,
-        layers: Sequence[int] | Literal["all"] = (),
-        mask: Any = None,
-        keep: Any = None,
-    ) -> Encoded:
-        """Encodes a batch; compiled once for each shape and choice of layers.
-
-        Args:
-          images: [B, H, W, C]; uint8 is normalised by `preprocessing`, floats are taken as already
-            normalised. Any size that divides into patches.
-          layers: blocks whose outputs to return in `hidden`; negative ones count from the end.
-          mask: [B, N] bool over patches, True where one is real; None if all are.
-          keep: [B, K] int32, the patches to encode; None means all.
-
-        Raises:
-          DataError: `images` is not such a batch.
-          ConfigError: the size does not divide into patches, or a layer does not exist.
-        """
-        images = self._checked(images)
-        layers = layers if layers == "all" else tuple(int(layer) for layer in layers)
-        return self._apply(self.variables, images, mask, keep, layers)
-
-    @functools.cached_property
-    def _apply(self) -> Any:
-        def apply(variables: Any, images: Any, mask: Any, keep: Any, layers: Any) -> Encoded:
-            if self.preprocessing is not None:
-                images = self.preprocessing.normalize(images)
-            return self.module.apply(variables, images, mask=mask, keep=keep, layers=layers)
-
-        return jax.jit(apply, static_argnames="layers")
-
-    def _checked(self, images: Any) -> Any:
-        images = images if isinstance(images, jax.Array) else np.asarray(images)
-        if images.ndim == 3:
-            raise DataError(
-                f"images: expected a batch [B, H, W, C], got one image {images.shape}; "
-                "add the batch axis, images[None]."
-            )
-        if images.ndim != 4:
-            raise DataError(f"images: expected a batch [B, H, W, C], got {images.shape}.")
-        if not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, np.floating)):
-            raise DataError(f"images: expected uint8 or normalised floats, got {images.dtype}.")
-        if self.preprocessing is None:
-            if images.dtype == np.uint8:
-                why = self.metadata.get("no_preprocessing") or "the weights came without any"
-                raise DataError(
-                    f"images: there is no preprocessing to normalise uint8 with ({why}); pass "
-                    "normalised floats or set `preprocessing`."
-                )
-        elif images.shape[-1] != self.preprocessing.channels:
-            raise DataError(
-                f"images: expected {self.preprocessing.channels} channels in the last axis, got "
-                f"{images.shape}."
-            )
-        return images
 
 
 # --- in -------------------------------------------------------------------------------------------
@@ -144,7 +63,8 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
         preprocessing = Preprocessing.from_json(found.preprocessing)
     variables = {"params": jax.tree.map(jnp.asarray, found.params)}
     metadata, heads = found.metadata, found.objective_params
-    return Encoder(module, variables, preprocessing, metadata, found.objective, heads)
+    kind = TextEncoder if isinstance(module, BERT) else Encoder
+    return kind(module, variables, preprocessing, metadata, found.objective, heads)
 
 
 def read_params(path: str | os.PathLike, *, weights: Choice = "auto") -> dict[str, Any]:
@@ -330,11 +250,15 @@ def _write_native(directory: pathlib.Path, encoder: Encoder, heads: bool) -> Non
 
 def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
     module = encoder.module
+    params = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.variables["params"])))
+    if isinstance(module, BERT) and format == "hf":
+        fields = {**section_of(MODELS, module), **dataclasses.asdict(module.size)}
+        return Exported(fields, params)
     if not isinstance(module, ViT):
         raise CheckpointError(
-            f"format '{format}': writes a ViT, not a {type(module).__name__}; use format='native'."
+            f"format '{format}': writes a ViT, and this is {type(module).__name__}; "
+            "use format='native'."
         )
-    params = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.variables["params"])))
     patch, preprocessing = module.patch, encoder.preprocessing
     if "positions" in params:
         rows, columns = params["positions"].shape[:2]

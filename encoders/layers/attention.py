@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,11 @@ from encoders.layers.position import rotate
 
 
 def dot_product_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    drop: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(d)) value, with the softmax in float32.
 
@@ -27,7 +32,9 @@ def dot_product_attention(
       query: [B, Q, H, d].
       key: [B, T, H, d].
       value: [B, T, H, d].
-      mask: [B, T] bool, True where a key may be attended to; None lets all be.
+      mask: [B, T] bool, True where a key may be attended to; None lets all be. Where none may be,
+        in a row of only padding, all are alike, so that nothing becomes NaN.
+      drop: dropout of the weights [B, H, Q, T], or None.
 
     Returns:
       [B, Q, H, d] in value's dtype.
@@ -38,6 +45,8 @@ def dot_product_attention(
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
     weights = _softmax(scores, value.dtype)
     weights = checkpoint_name(weights, "attention_weights")
+    if drop is not None:
+        weights = drop(weights)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
@@ -74,6 +83,7 @@ class Attention(nn.Module):
       norm_eps, norm_bias: of that norm.
       dropout: rate on the output; stream 'dropout'.
       weight_init: a convention of WEIGHT_INITS.
+      attention_dropout: rate on the weights, after the softmax.
     """
 
     num_heads: int
@@ -83,6 +93,7 @@ class Attention(nn.Module):
     norm_bias: bool = True
     dropout: float = 0.0
     weight_init: str = "trunc_normal"
+    attention_dropout: float = 0.0
 
     @nn.compact
     def __call__(
@@ -126,7 +137,10 @@ class Attention(nn.Module):
             key = LayerNorm(self.norm_eps, self.norm_bias, name="key_norm")(key)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
-        y = dot_product_attention(query, key, value, mask)
+        drop = None
+        if train and self.attention_dropout:
+            drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
+        y = dot_product_attention(query, key, value, mask, drop)
         y = Linear(width, kernel_init=init.kernel, name="out")(y.reshape(x.shape))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 

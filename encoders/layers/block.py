@@ -1,10 +1,11 @@
-"""One transformer block: pre-norm, sequential or parallel."""
+"""One transformer block: pre-norm, sequential or parallel, or post-norm."""
 
 from __future__ import annotations
 
 import flax.linen as nn
 import jax
 
+from encoders.errors import ConfigError
 from encoders.layers.attention import Attention, attention_flops
 from encoders.layers.mlp import Mlp, mlp_flops
 from encoders.layers.norm import LayerNorm
@@ -12,6 +13,8 @@ from encoders.layers.norm import LayerNorm
 
 class Block(nn.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)); or both from one norm at once.
+
+    Post-norm is the first transformer's order: norm1(x + attention(x)), then norm2(x + mlp(x)).
 
     Attributes:
       num_heads: attention heads.
@@ -25,6 +28,9 @@ class Block(nn.Module):
       parallel: attention and MLP read the same norm and are added together (ViT-22B).
       dropout: rate on the branches' outputs and in the MLP; stream 'dropout'.
       weight_init: a convention of WEIGHT_INITS.
+      post_norm: the norms come after the sums (arXiv 1706.03762), as in BERT.
+      attention_dropout: rate on the attention's weights.
+      mlp_dropout: rate after the MLP's activation, where it is not `dropout`.
     """
 
     num_heads: int
@@ -39,6 +45,9 @@ class Block(nn.Module):
     parallel: bool = False
     dropout: float = 0.0
     weight_init: str = "trunc_normal"
+    post_norm: bool = False
+    attention_dropout: float = 0.0
+    mlp_dropout: float | None = None
 
     @nn.compact
     def __call__(
@@ -62,7 +71,12 @@ class Block(nn.Module):
 
         Returns:
           [B, T, D].
+
+        Raises:
+          ConfigError: the block is both parallel and post-norm.
         """
+        if self.parallel and self.post_norm:
+            raise ConfigError("parallel: a block that is parallel has its norm first.")
 
         def norm(name: str) -> LayerNorm:
             return LayerNorm(self.norm_eps, self.norm_bias, name=name)
@@ -83,9 +97,21 @@ class Block(nn.Module):
             self.norm_bias,
             self.dropout,
             self.weight_init,
+            self.attention_dropout,
             name="attention",
         )
-        mlp = Mlp(self.mlp_dim, self.mlp, self.mlp_bias, self.dropout, self.weight_init, name="mlp")
+        mlp = Mlp(
+            self.mlp_dim,
+            self.mlp,
+            self.mlp_bias,
+            self.dropout,
+            self.weight_init,
+            self.mlp_dropout,
+            name="mlp",
+        )
+        if self.post_norm:
+            x = norm("norm1")(x + branch(attention(x, mask=mask, rotary=rotary, train=train), 1))
+            return norm("norm2")(x + branch(mlp(x, train=train), 2))
         y = norm("norm1")(x)
         attended = branch(attention(y, mask=mask, rotary=rotary, train=train), 1)
         if self.parallel:

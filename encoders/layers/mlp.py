@@ -71,6 +71,7 @@ class Mlp(nn.Module):
       use_bias: whether the layers have biases.
       dropout: rate after the activation and after fc2; stream 'dropout'.
       weight_init: a convention of WEIGHT_INITS.
+      hidden_dropout: rate after the activation, where it is not `dropout`.
     """
 
     mlp_dim: int
@@ -78,6 +79,7 @@ class Mlp(nn.Module):
     use_bias: bool = True
     dropout: float = 0.0
     weight_init: str = "trunc_normal"
+    hidden_dropout: float | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -95,7 +97,8 @@ class Mlp(nn.Module):
         else:
             known = [*ACTIVATIONS, "swiglu"]
             raise ConfigError(f"mlp: unknown kind '{self.kind}'.{nearest(self.kind, known)}")
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        hidden = self.dropout if self.hidden_dropout is None else self.hidden_dropout
+        y = nn.Dropout(hidden, deterministic=not train)(y)
         y = linear(x.shape[-1], "fc2")(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 

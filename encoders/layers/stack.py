@@ -31,7 +31,8 @@ class Stack(nn.Module):
 
     Unrolled, the blocks' parameters are in blocks_0, blocks_1, ...; scanned, in one `blocks` whose
     leaves have the layer as their first axis, which keeps compile time independent of depth. The
-    two compute the same: `stack_layers` and `unstack_layers` convert the parameters.
+    two compute the same: `stack_layers` and `unstack_layers` convert the parameters. Shared, all
+    layers have the parameters of blocks_0, scanned or not.
 
     Attributes:
       depth: number of blocks.
@@ -40,6 +41,7 @@ class Stack(nn.Module):
         1603.09382) in the last block; it rises linearly from zero in the first. Stream 'dropout'.
       scan: whether to scan over the blocks rather than unroll them.
       remat: a policy of REMAT.
+      shared: one block is applied `depth` times, as in ALBERT (arXiv 1909.11942, section 3.1).
     """
 
     depth: int
@@ -47,6 +49,7 @@ class Stack(nn.Module):
     drop_path: float = 0.0
     scan: bool = False
     remat: str = "none"
+    shared: bool = False
 
     @nn.compact
     def __call__(
@@ -87,20 +90,25 @@ class Stack(nn.Module):
             apply = nn.remat(apply, policy=REMAT[self.remat], prevent_cse=not self.scan)
         if not self.scan:
             hidden = {}
+            block = self.block(name="blocks_0")
             for layer in range(self.depth):
+                if layer and not self.shared:
+                    block = self.block(name=f"blocks_{layer}")
                 scale = None if scales is None else scales[layer]
-                x, _ = apply(self.block(name=f"blocks_{layer}"), x, scale)
+                x, _ = apply(block, x, scale)
                 if layer in wanted:
                     hidden[layer] = x
             return x, {layer: hidden[layer] for layer in wanted}
         scanned = nn.scan(
             apply,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
+            variable_axes={} if self.shared else {"params": 0},
+            variable_broadcast="params" if self.shared else False,
+            split_rngs={"params": not self.shared, "dropout": True},
             in_axes=0,
             length=self.depth,
         )
-        x, outputs = scanned(self.block(name="blocks"), x, scales)
+        block = self.block(name="blocks_0" if self.shared else "blocks")
+        x, outputs = scanned(block, x, scales)
         return x, {layer: outputs[layer] for layer in wanted}
 
     def _branch_scales(self, batch: int) -> jax.Array:

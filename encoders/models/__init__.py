@@ -1,5 +1,17 @@
 """Networks, one file per family; a config picks one by `model.name`."""
 
+from encoders.models.albert import ALBERT
+from encoders.models.bert import BERT
+from encoders.models.distilbert import DistilBERT
+from encoders.models.electra import ELECTRA
+from encoders.models.roberta import RoBERTa
 from encoders.models.vit import ViT
 
-MODELS = {"vit": ViT}
+MODELS = {
+    "albert": ALBERT,
+    "bert": BERT,
+    "distilbert": DistilBERT,
+    "electra": ELECTRA,
+    "roberta": RoBERTa,
+    "vit": ViT,
+}

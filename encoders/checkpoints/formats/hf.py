@@ -1,5 +1,7 @@
 """Hugging Face transformers: ViT, DeiT, ViTMAE, DINOv2 with and without registers, in and out.
 
+Text encoders are read and written by `hf_text`.
+
 Names are those of saved files, which transformers 4 and 5 share; names of transformers 5's modules
 are understood too. What differs between the families:
 
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.checkpoints.formats import files
+from encoders.checkpoints.formats import files, hf_text
 from encoders.checkpoints.formats.hf_processor import read_preprocessing, write_preprocessing
 from encoders.checkpoints.formats.hf_rules import (
     ACTIVATIONS,
@@ -60,14 +62,17 @@ def read(path: pathlib.Path) -> Imported:
     """
     config = files.read_json(path / files.CONFIG)
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    families = {**FAMILIES, **hf_text.FAMILIES}
+    if model_type not in families:
         raise CheckpointError(
-            f"{path}: model_type '{model_type}' is not supported.{nearest(model_type, FAMILIES)}"
+            f"{path}: model_type '{model_type}' is not supported.{nearest(model_type, families)}"
         )
-    family = FAMILIES[model_type]
+    family = families[model_type]
     config = {**family.defaults, **config}
     where = f"{path} ({model_type})"
     _check_types(config, family.defaults, where)
+    if model_type in hf_text.FAMILIES:
+        return hf_text.read(path, config, where)
     model, image_size = _model_section(config, model_type, where)
     tensors = canonical(files.read_tensors(path), model_type, where)
     fields, grid = (
@@ -224,6 +229,9 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     Raises:
       CheckpointError: something that none of the families has, named by its field.
     """
+    if exported.fields["name"] in hf_text.FAMILIES:
+        hf_text.write(directory, exported)
+        return
     fields, grid = exported.fields, grid_of(exported.image_size, exported.fields["patch_size"])
     model_type = _choose_family(exported, grid)
     family, objective = FAMILIES[model_type], exported.objective

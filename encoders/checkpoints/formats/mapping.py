@@ -64,18 +64,19 @@ class Exported:
     """An encoder to be written in another project's format.
 
     Attributes:
-      fields: every field of the ViT, sizes resolved (width, depth, mlp_dim, num_heads, patch_size).
+      fields: every field of the model, sizes resolved (width, depth, mlp_dim, num_heads, ...), and
+        its 'name'.
       params: its parameter tree, unrolled (blocks_0, blocks_1, ...), numpy arrays.
-      image_size: (height, width) in pixels to write into the config.
-      channels: of the images.
+      image_size: (height, width) in pixels to write into the config; None for text.
+      channels: of the images; None for text.
       preprocessing: fields of `Preprocessing`, or None.
       objective, objective_params, class_names: as in `Imported`.
     """
 
     fields: dict[str, Any]
     params: dict[str, Any]
-    image_size: tuple[int, int]
-    channels: int
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
     preprocessing: dict[str, Any] | None = None
     objective: dict[str, Any] | None = None
     objective_params: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -60,7 +60,7 @@ def test_a_long_list_is_cut(copy):
             {"model_type": "vitt"},
             "model_type 'vitt' is not supported. Did you mean 'vit'",
         ),
-        ("hf_vit", {"model_type": "clip_vision_model"}, "is not supported. Known: deit, dinov2"),
+        ("hf_vit", {"model_type": "clip_vision_model"}, "is not supported. Known: albert, bert"),
         ("hf_vit", {"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
         ("hf_vit", {"hidden_act": "quick_gel"}, "Did you mean 'quick_gelu'"),
         ("hf_vit", {"head_dim": 8}, "head_dim 8 x 5 heads is not hidden_size 20"),

@@ -1,0 +1,325 @@
+"""Hugging Face transformers' text encoders: BERT, RoBERTa, DistilBERT, ALBERT, ELECTRA, in and out.
+
+A family is a table of names, read in both directions, and a model_type is the family's name in
+`MODELS`. Left out on import, and listed in the metadata: the heads. Weights that hold no pooler
+(those of BERT's masked-token models) pool by the first token. On export the other ways to pool
+write no pooler either, so transformers makes up one, and warns, where the family has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from encoders.checkpoints.formats import files
+from encoders.checkpoints.formats.hf_rules import ACTIVATIONS, ACTIVATIONS_OUT
+from encoders.checkpoints.formats.mapping import (
+    Exported,
+    Imported,
+    Rule,
+    dump_tensors,
+    linear,
+    load_tensors,
+    norm,
+    rename,
+    vector,
+)
+from encoders.errors import CheckpointError, nearest
+
+_ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "silu": "silu", "swish": "silu"}
+_ACTIVATIONS_OUT = {**ACTIVATIONS_OUT, "relu": "relu", "silu": "silu"}
+
+# Our field -> theirs; `max_length` is `num_positions` there, the rows of the table.
+_FIELDS = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "mlp": "hidden_act",
+    "vocab_size": "vocab_size",
+    "max_length": "max_position_embeddings",
+    "num_token_types": "type_vocab_size",
+    "norm_eps": "layer_norm_eps",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
+_DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+# Our module inside a block -> theirs.
+_BLOCK = {
+    "attention/query": "attention.self.query",
+    "attention/key": "attention.self.key",
+    "attention/value": "attention.self.value",
+    "attention/out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "mlp/fc1": "intermediate.dense",
+    "mlp/fc2": "output.dense",
+    "norm2": "output.LayerNorm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One model_type.
+
+    Attributes:
+      trunk: class of the encoder alone; in models with a head its tensors are under the model_type.
+      defaults: values of config fields that a file may leave out: those of the config's class.
+      fields: our field -> config field.
+      only: config field -> the one value that is supported.
+      layer: name of a block, with a place for its number.
+      block: our module inside a block -> theirs.
+      pooler: name of the pooler, or None.
+      projection: name of the projection of embeddings, or None.
+      pad_id: whether positions are counted from pad_token_id.
+    """
+
+    trunk: str
+    defaults: Mapping[str, Any]
+    fields: Mapping[str, str] = dataclasses.field(default_factory=lambda: _FIELDS)
+    only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layer: str = "encoder.layer.{}"
+    block: Mapping[str, str] = dataclasses.field(default_factory=lambda: _BLOCK)
+    pooler: str | None = "pooler.dense"
+    projection: str | None = None
+    pad_id: bool = False
+
+
+_ENCODER = {"position_embedding_type": "absolute", "is_decoder": False}
+_FACTORISED = {**_FIELDS, "embedding_dim": "embedding_size"}
+
+FAMILIES = {
+    "bert": Family("BertModel", _DEFAULTS, only=_ENCODER),
+    "roberta": Family(
+        "RobertaModel", {**_DEFAULTS, "vocab_size": 50265}, only=_ENCODER, pad_id=True
+    ),
+    "distilbert": Family(
+        "DistilBertModel",
+        {
+            "dim": 768,
+            "n_layers": 6,
+            "n_heads": 12,
+            "hidden_dim": 3072,
+            "activation": "gelu",
+            "vocab_size": 30522,
+            "max_position_embeddings": 512,
+            "dropout": 0.1,
+            "attention_dropout": 0.1,
+        },
+        fields={
+            "width": "dim",
+            "depth": "n_layers",
+            "num_heads": "n_heads",
+            "mlp_dim": "hidden_dim",
+            "mlp": "activation",
+            "vocab_size": "vocab_size",
+            "max_length": "max_position_embeddings",
+            "dropout": "dropout",
+            "attention_dropout": "attention_dropout",
+        },
+        layer="transformer.layer.{}",
+        block={
+            "attention/query": "attention.q_lin",
+            "attention/key": "attention.k_lin",
+            "attention/value": "attention.v_lin",
+            "attention/out": "attention.out_lin",
+            "norm1": "sa_layer_norm",
+            "mlp/fc1": "ffn.lin1",
+            "mlp/fc2": "ffn.lin2",
+            "norm2": "output_layer_norm",
+        },
+        pooler=None,
+    ),
+    "albert": Family(
+        "AlbertModel",
+        {
+            **_DEFAULTS,
+            "embedding_size": 128,
+            "hidden_size": 4096,
+            "num_attention_heads": 64,
+            "intermediate_size": 16384,
+            "hidden_act": "gelu_new",
+            "vocab_size": 30000,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        },
+        fields=_FACTORISED,
+        only={
+            "position_embedding_type": "absolute",
+            "num_hidden_groups": 1,
+            "inner_group_num": 1,
+        },
+        layer="encoder.albert_layer_groups.0.albert_layers.{}",
+        block={
+            "attention/query": "attention.query",
+            "attention/key": "attention.key",
+            "attention/value": "attention.value",
+            "attention/out": "attention.dense",
+            "norm1": "attention.LayerNorm",
+            "mlp/fc1": "ffn",
+            "mlp/fc2": "ffn_output",
+            "norm2": "full_layer_layer_norm",
+        },
+        pooler="pooler",
+        projection="encoder.embedding_hidden_mapping_in",
+    ),
+    "electra": Family(
+        "ElectraModel",
+        {
+            **_DEFAULTS,
+            "embedding_size": 128,
+            "hidden_size": 256,
+            "num_attention_heads": 4,
+            "intermediate_size": 1024,
+        },
+        fields=_FACTORISED,
+        only=_ENCODER,
+        pooler=None,
+        projection="embeddings_project",
+    ),
+}
+
+_HEADS = (
+    r"(cls|lm_head|predictions|sop_classifier|vocab_(transform|layer_norm|projector)|"
+    r"(discriminator|generator)_predictions|generator_lm_head|(pre_)?classifier|qa_outputs|"
+    r"sequence_summary)\..*"
+)
+_DROPPABLE = {
+    _HEADS: "a head; only the encoder is read",
+    r"embeddings\.(position_ids|token_type_ids)": "numbers of positions, not weights",
+}
+
+
+def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
+    """Reads the weights of a directory whose config, with defaults filled in, is `config`.
+
+    Raises:
+      CheckpointError: an option is not supported; tensors are missing, unknown or of another shape.
+    """
+    name = config["model_type"]
+    family = FAMILIES[name]
+    for field, value in family.only.items():
+        if config.get(field, value) != value:
+            raise CheckpointError(
+                f"{where}: {field}={config[field]!r} is not supported, only {value!r}."
+            )
+    prefix = rf"^{name}\."
+    legacy = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+    tensors = rename(files.read_tensors(path), ((prefix, ""), *legacy), where)
+    model = {"name": name, **_model_section(family, config, where)}
+    model["pool"] = "cls"
+    if family.pooler is not None and f"{family.pooler}.weight" in tensors:
+        model["pool"] = "pooler"
+    model |= config.get("encoders", {})  # what transformers has no word for; see `write`
+    params, dropped = load_tensors(tensors, _rules(name, model), _DROPPABLE, where)
+    metadata = {
+        "format": "hf",
+        "architecture": (config.get("architectures") or [family.trunk])[0],
+        "dropped": dropped,
+        "no_preprocessing": "it encodes token ids",
+    }
+    return Imported(model, params, None, None, {}, metadata)
+
+
+def _model_section(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    section = {ours: config[theirs] for ours, theirs in family.fields.items()}
+    if section["mlp"] not in _ACTIVATIONS:
+        field, value = family.fields["mlp"], section["mlp"]
+        raise CheckpointError(
+            f"{where}: {field} '{value}' is not supported.{nearest(value, _ACTIVATIONS)}"
+        )
+    section["mlp"] = _ACTIVATIONS[section["mlp"]]
+    if family.pad_id:
+        pad_id = config.get("pad_token_id", 1)
+        if not isinstance(pad_id, int) or not 0 <= pad_id < section["max_length"] - 1:
+            raise CheckpointError(
+                f"{where}: pad_token_id={pad_id!r} in config.json makes no sense."
+            )
+        section["pad_id"] = pad_id
+        section["max_length"] -= pad_id + 1
+    return section
+
+
+def write(directory: pathlib.Path, exported: Exported) -> None:
+    """Writes config.json and model.safetensors into `directory`.
+
+    Raises:
+      CheckpointError: something that the family has not in transformers, named by its field.
+    """
+    fields = exported.fields
+    name = fields["name"]
+    family = FAMILIES[name]
+    for field, wrong, why in (
+        ("pad_id", (fields["pad_id"] is None) == family.pad_id, "its positions are counted so"),
+        ("shared", fields["shared"] != (name == "albert"), "its layers are not stored so"),
+        ("norm_eps", name == "distilbert" and fields["norm_eps"] != 1e-12, "there it is 1e-12"),
+    ):
+        if wrong:
+            raise CheckpointError(
+                f"format 'hf': {field}={fields[field]!r} cannot be expressed for {name}: {why}."
+            )
+    settings = {theirs: fields[ours] for ours, theirs in family.fields.items()}
+    settings[family.fields["mlp"]] = _ACTIVATIONS_OUT[fields["mlp"]]
+    settings["max_position_embeddings"] = _num_positions(fields)
+    if family.pad_id:
+        settings["pad_token_id"] = fields["pad_id"]
+    tensors = dump_tensors(exported.params, _rules(name, fields), f"Hugging Face {name}")
+    config = {
+        "model_type": name,
+        "architectures": [family.trunk],
+        **settings,
+        "dtype": "float32",
+        "encoders": {"pool": fields["pool"]},
+    }
+    files.write_json(directory / files.CONFIG, config)
+    files.write_tensors(directory / files.WEIGHTS, tensors)
+
+
+def _num_positions(fields: Mapping[str, Any]) -> int:
+    pad_id = fields.get("pad_id")
+    return fields["max_length"] + (0 if pad_id is None else pad_id + 1)
+
+
+def _rules(name: str, fields: Mapping[str, Any]) -> list[Rule]:
+    """Their encoder, without the prefix of models with a head, against ours."""
+    family, width, hidden = FAMILIES[name], fields["width"], fields["mlp_dim"]
+    embedding = fields.get("embedding_dim") or width
+    tables = {
+        "words": ("word_embeddings", fields["vocab_size"]),
+        "positions": ("position_embeddings", _num_positions(fields)),
+    }
+    if "num_token_types" in family.fields:
+        tables["token_types"] = ("token_type_embeddings", fields["num_token_types"])
+    rules = [
+        vector(f"embeddings.{theirs}.weight", f"embeddings/{ours}", (rows, embedding))
+        for ours, (theirs, rows) in tables.items()
+    ]
+    rules += norm("embeddings.LayerNorm", "embeddings/norm", embedding)
+    if family.projection is not None and embedding != width:
+        rules += linear(family.projection, "embeddings/projection", embedding, width)
+    if family.pooler is not None and fields["pool"] == "pooler":
+        rules += linear(family.pooler, "pooler", width, width)
+    for layer in range(1 if name == "albert" else fields["depth"]):
+        theirs = family.layer.format(layer)
+        for ours, inside in family.block.items():
+            place, module = f"blocks_{layer}/{ours}", f"{theirs}.{inside}"
+            if ours.startswith("norm"):
+                rules += norm(module, place, width)
+            else:
+                d_in = hidden if ours == "mlp/fc2" else width
+                d_out = hidden if ours == "mlp/fc1" else width
+                rules += linear(module, place, d_in, d_out)
+    return rules

@@ -1,0 +1,199 @@
+"""BERT (arXiv 1810.04805), and what the text encoders after it have in common with it.
+
+A family that descends from it is a subclass with other defaults and its own SIZES.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from encoders.errors import ConfigError, nearest
+from encoders.layers.block import Block, block_flops
+from encoders.layers.embedding import TextEmbeddings
+from encoders.layers.initializers import weight_init
+from encoders.layers.linear import Linear
+from encoders.layers.pooling import masked_mean
+from encoders.layers.stack import Stack
+from encoders.types import Encoded
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+Pool = Literal["pooler", "cls", "mean", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSize:
+    """A published size.
+
+    Attributes:
+      width: D, the size of a token.
+      depth: blocks.
+      mlp_dim: hidden size of the MLP.
+      num_heads: attention heads.
+      embedding_dim: size of the embeddings, which are projected to D; None for D itself.
+    """
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    embedding_dim: int | None = None
+
+
+class BERT(nn.Module):
+    """Bidirectional encoder of token ids: embeddings, post-norm blocks, and pooling.
+
+    Attributes:
+      variant: a size of SIZES.
+      width, depth, mlp_dim, num_heads, embedding_dim: override the variant's.
+      vocab_size: ids go from 0 to vocab_size - 1.
+      max_length: tokens that there are positions for.
+      num_token_types: segments that are told apart; 0 for none.
+      pad_id: how positions are counted, see `TextEmbeddings`; it masks nothing, `mask` does.
+      pool: 'pooler' (tanh of a linear layer on the first token), 'cls' (the first token), 'mean' of
+        the real tokens, or 'none'.
+      mlp: activation of the MLP.
+      norm_eps: of all layer norms.
+      dropout: rate after the embeddings and on the branches' outputs; stream 'dropout'.
+      attention_dropout: rate on the attention's weights.
+      shared: all layers have the same parameters.
+      scan, remat: see `Stack`.
+    """
+
+    variant: str = "base"
+    width: int | None = None
+    depth: int | None = None
+    mlp_dim: int | None = None
+    num_heads: int | None = None
+    embedding_dim: int | None = None
+    vocab_size: int = 30522
+    max_length: int = 512
+    num_token_types: int = 2
+    pad_id: int | None = None
+    pool: Pool = "pooler"
+    mlp: Activation = "gelu"
+    norm_eps: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    shared: bool = False
+    scan: bool = False
+    remat: str = "none"
+
+    # Section 3 of the paper.
+    SIZES = {  # noqa: RUF012
+        "base": TextSize(768, 12, 3072, 12),
+        "large": TextSize(1024, 24, 4096, 16),
+    }
+
+    @property
+    def size(self) -> TextSize:
+        """The variant's size with this module's overrides, and embedding_dim a number.
+
+        Raises:
+          ConfigError: the variant is unknown.
+        """
+        if self.variant not in self.SIZES:
+            hint = nearest(self.variant, self.SIZES)
+            raise ConfigError(f"model.variant: unknown size '{self.variant}'.{hint}")
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(TextSize)}
+        given = {field: value for field, value in given.items() if value is not None}
+        size = dataclasses.replace(self.SIZES[self.variant], **given)
+        return dataclasses.replace(size, embedding_dim=size.embedding_dim or size.width)
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the position table; counted from pad_id + 1, the first of them are not used."""
+        return self.max_length + (0 if self.pad_id is None else self.pad_id + 1)
+
+    def flops(self, length: int) -> float:
+        """Forward FLOPs for `length` tokens; a multiply-add counts as two, look-ups as nothing."""
+        size = self.size
+        total = size.depth * block_flops(length, size.width, size.mlp_dim, self.mlp)
+        if size.embedding_dim != size.width:
+            total += 2.0 * length * size.embedding_dim * size.width
+        if self.pool == "pooler":
+            total += 2.0 * size.width * size.width
+        return total
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        train: bool = False,
+        layers: Sequence[int] | Literal["all"] = (),
+    ) -> Encoded:
+        """Encodes token ids.
+
+        Args:
+          ids: [B, T] int32.
+          mask: [B, T] bool, True where a token is real; the others are not attended to.
+          token_types: [B, T] int32, the segment of each token; None means the first.
+          train: whether dropout is on.
+          layers: blocks whose outputs to return, negative ones counted from the end, or 'all'.
+
+        Returns:
+          Encoded.
+
+        Raises:
+          ConfigError: `ids` are no batch of ids or too long, or fields contradict each other.
+        """
+        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ConfigError(
+                f"model: {type(self).__name__} encodes integer ids [B, T], not "
+                f"{ids.dtype} {list(ids.shape)}."
+            )
+        if ids.shape[1] > self.max_length:
+            raise ConfigError(
+                f"model.max_length: {ids.shape[1]} tokens are more than the {self.max_length} "
+                "that there are positions for."
+            )
+        if token_types is not None and not self.num_token_types:
+            raise ConfigError(f"model: {type(self).__name__} has no token types.")
+        size = self.size
+        embeddings = TextEmbeddings(
+            size.width,
+            self.vocab_size,
+            self.num_positions,
+            self.num_token_types,
+            size.embedding_dim,
+            self.pad_id,
+            self.norm_eps,
+            self.dropout,
+            name="embeddings",
+        )
+        x = embeddings(ids, token_types, train=train)
+        block = functools.partial(
+            Block,
+            num_heads=size.num_heads,
+            mlp_dim=size.mlp_dim,
+            mlp=self.mlp,
+            norm_eps=self.norm_eps,
+            dropout=self.dropout,
+            post_norm=True,
+            attention_dropout=self.attention_dropout,
+            mlp_dropout=0.0,
+        )
+        stack = Stack(size.depth, block, 0.0, self.scan, self.remat, self.shared)
+        nn.share_scope(self, stack)
+        x, hidden = stack(x, mask=mask, train=train, layers=layers)
+        pooled = self._pool(x, mask)
+        if mask is None:
+            mask = jnp.ones(ids.shape, bool)
+        return Encoded(x, mask, pooled, hidden)
+
+    def _pool(self, x: jax.Array, mask: jax.Array | None) -> jax.Array | None:
+        if self.pool == "pooler":
+            kernel = weight_init("trunc_normal").kernel
+            return jnp.tanh(Linear(x.shape[-1], kernel_init=kernel, name="pooler")(x[:, 0]))
+        if self.pool == "cls":
+            return x[:, 0]
+        return masked_mean(x, mask) if self.pool == "mean" else None

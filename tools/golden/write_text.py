@@ -1,0 +1,196 @@
+"""Writes tests/golden/text: tiny text encoders of transformers, and the sizes of published ones.
+
+    python -m tools.golden.write_text        # needs the extra 'parity'
+
+Every case is a directory that transformers saved, and expected.npz: inputs, outputs, hidden states
+and gradients under transformers' names, from PyTorch on the CPU in float32; the tests that read it
+need none. parameters.json counts the parameters of every published size.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import torch
+import transformers
+
+DIRECTORY = pathlib.Path(__file__).parents[2] / "tests" / "golden" / "text"
+
+_TINY = {
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "vocab_size": 23,
+    "max_position_embeddings": 11,
+}
+_TINY_DISTILBERT = {
+    "dim": 12,
+    "n_layers": 2,
+    "n_heads": 3,
+    "hidden_dim": 20,
+    "vocab_size": 23,
+    "max_position_embeddings": 11,
+}
+# name -> (class, config class, fields); those with a head are told apart by their class.
+CASES = {
+    "bert": ("BertModel", "BertConfig", _TINY),
+    "bert_pretraining": (
+        "BertForPreTraining",
+        "BertConfig",
+        {**_TINY, "hidden_act": "relu", "type_vocab_size": 3, "layer_norm_eps": 1e-3},
+    ),
+    "roberta": ("RobertaModel", "RobertaConfig", {**_TINY, "type_vocab_size": 1}),
+    "roberta_mlm": (
+        "RobertaForMaskedLM",
+        "RobertaConfig",
+        {**_TINY, "pad_token_id": 3, "layer_norm_eps": 1e-5, "tie_word_embeddings": False},
+    ),
+    "distilbert": ("DistilBertForMaskedLM", "DistilBertConfig", _TINY_DISTILBERT),
+    "albert": ("AlbertModel", "AlbertConfig", {**_TINY, "embedding_size": 8}),
+    "albert_pretraining": (
+        "AlbertForPreTraining",
+        "AlbertConfig",
+        {**_TINY, "embedding_size": 16, "hidden_act": "gelu"},
+    ),
+    "electra": ("ElectraModel", "ElectraConfig", {**_TINY, "embedding_size": 8}),
+    "electra_pretraining": (
+        "ElectraForPreTraining",
+        "ElectraConfig",
+        {**_TINY, "embedding_size": 12},
+    ),
+}
+
+
+def _sizes(width: int, depth: int, heads: int, **others: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        **others,
+    }
+
+
+_ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1}
+# family -> (class, config class, variant -> fields of its published config.json)
+PUBLISHED = {
+    "bert": ("BertModel", "BertConfig", {"base": {}, "large": _sizes(1024, 24, 16)}),
+    "roberta": (
+        "RobertaModel",
+        "RobertaConfig",
+        {"base": _ROBERTA, "large": _sizes(1024, 24, 16, **_ROBERTA)},
+    ),
+    "distilbert": ("DistilBertModel", "DistilBertConfig", {"base": {}}),
+    "albert": (
+        "AlbertModel",
+        "AlbertConfig",
+        {
+            "base": _sizes(768, 12, 12),
+            "large": _sizes(1024, 24, 16),
+            "xlarge": _sizes(2048, 24, 16),
+            "xxlarge": _sizes(4096, 12, 64),
+        },
+    ),
+    "electra": (
+        "ElectraModel",
+        "ElectraConfig",
+        {
+            "small": {},
+            "base": _sizes(768, 12, 12, embedding_size=768),
+            "large": _sizes(1024, 24, 16, embedding_size=1024),
+        },
+    ),
+}
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Gives every parameter a value that matters: initial zeros and ones hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            if value.ndim == 2 and "embeddings." not in name:
+                value.copy_(noise / value.shape[1] ** 0.5)
+            elif "norm" in name.lower() and name.endswith("weight"):
+                value.copy_(1 + 0.2 * noise)
+            else:
+                value.copy_(0.5 * noise)
+
+
+def inputs(config: transformers.PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """Four texts of 7, 5, 1 and 0 real tokens, padded behind, before, behind and all over."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, config.vocab_size, (4, 7), generator=generator)
+    mask = torch.tensor([[1] * 7, [0, 0] + [1] * 5, [1] + [0] * 6, [0] * 7])
+    ids[mask == 0] = config.pad_token_id
+    found = {"input_ids": ids, "attention_mask": mask}
+    if (types := getattr(config, "type_vocab_size", 0)) > 1:
+        found["token_type_ids"] = torch.randint(0, types, (4, 7), generator=generator)
+    return found
+
+
+def write_case(name: str) -> None:
+    """Runs a network, differentiates a random linear function of its outputs, and saves all."""
+    kind, config_kind, fields = CASES[name]
+    config = getattr(transformers, config_kind)(**fields)
+    model = getattr(transformers, kind)._from_config(config, attn_implementation="eager").eval()
+    randomize(model, seed=len(name))
+    model.save_pretrained(DIRECTORY / name)
+    (DIRECTORY / name / "generation_config.json").unlink(missing_ok=True)
+    trunk, given = model.base_model, inputs(config)
+    out = trunk(**given, output_hidden_states=True)
+    outputs = {"tokens": out.last_hidden_state}
+    if getattr(out, "pooler_output", None) is not None:
+        outputs["pooled"] = out.pooler_output
+    generator = torch.Generator().manual_seed(7)
+    cotangents = {k: torch.randn(v.shape, generator=generator) / 10 for k, v in outputs.items()}
+    for value in cotangents.values():
+        # The row of only padding: where all keys are masked, gradients pass through transformers'
+        # scores, which are no more than a number added to them.
+        value[given["attention_mask"].sum(1) == 0] = 0
+    sum((outputs[key] * cotangents[key]).sum() for key in outputs).backward()
+    outputs["hidden"] = torch.stack(out.hidden_states[1:])
+    groups = {
+        "inputs": given,
+        "outputs": outputs,
+        "cotangents": cotangents,
+        "gradients": {k: v.grad for k, v in trunk.named_parameters() if v.grad is not None},
+    }
+    arrays = {
+        f"{group}/{key}": value.detach().numpy()
+        for group, values in groups.items()
+        for key, value in values.items()
+    }
+    np.savez_compressed(DIRECTORY / name / "expected.npz", **arrays)
+    print(name, sum(file.stat().st_size for file in (DIRECTORY / name).iterdir()), "bytes")
+
+
+def parameters() -> dict[str, dict[str, int]]:
+    """family -> variant -> parameters of the encoder with its pooler, if the family has one."""
+    counts: dict[str, dict[str, int]] = {}
+    for family, (kind, config_kind, variants) in PUBLISHED.items():
+        counts[family] = {}
+        for variant, fields in variants.items():
+            with torch.device("meta"):
+                model = getattr(transformers, kind)(getattr(transformers, config_kind)(**fields))
+            counts[family][variant] = sum(value.numel() for value in model.parameters())
+    return counts
+
+
+def main() -> None:
+    """Writes every case anew."""
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+    DIRECTORY.mkdir(parents=True)
+    for name in CASES:
+        write_case(name)
+    text = json.dumps(parameters(), indent=2) + "\n"
+    (DIRECTORY / "parameters.json").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
