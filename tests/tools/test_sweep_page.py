@@ -5,7 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import sweeps
@@ -118,6 +118,8 @@ def test_the_scale_is_the_one_on_which_the_values_lie_evenly(values, log):
 
 
 @settings(max_examples=200, deadline=None)
+@example([0.0, 1.47e-123, 4.4e-254], None)
+@example([8.5e205], None)
 @given(
     st.lists(st.floats(-1e6, 1e6) | st.integers(-1000, 1000), min_size=1, max_size=30),
     st.sampled_from([None, True, False]),

@@ -64,10 +64,14 @@ def axis_of(name: str, values: Sequence[Any], *, log: bool | None = None) -> Axi
     distinct = sorted(set(map(float, numbers)))
     least, most = distinct[0], distinct[-1]
     log = least > 0 and (_wants_log(distinct) if log is None else log)
+    size = max(1.0, abs(least), abs(most))
+    if not log and most - least <= 1e-9 * size:  # no eye tells them apart
+        distinct, most = [least], least
     scale = math.log10 if log else float
     ends = [scale(least), scale(most)]
     if least == most:
-        ends = [ends[0] - 0.5, ends[1] + 0.5]
+        half = 0.5 if log else 0.5 * size
+        ends = [ends[0] - half, ends[1] + half]
     few = len(distinct) <= MOST_TICKS and _spread([scale(v) for v in distinct])
     if few:
         ticks = distinct
