@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(RUN) -m tools.report --workdir runs/demo
 
 test: $(VENV)/.tested lint
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.tested
 	$(VENV)/bin/ruff check .

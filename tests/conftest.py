@@ -18,6 +18,23 @@ def pytest_addoption(parser):
     )
 
 
+# Files that take a minute or more come first, so that none is left alone at the end.
+LONG = (
+    "test_local_kills",
+    "test_slurm_cluster",
+    "test_stopping",
+    "test_compiled",
+    "test_step",
+    "test_elastic",
+    "test_training",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture
 def rewrite_golden(request):
     return request.config.getoption("--rewrite-golden")

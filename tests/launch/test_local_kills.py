@@ -62,7 +62,7 @@ def test_twenty_kills_at_any_moment_change_nothing(tmp_path):
     kills = 0
     while kills < KILLS and run.poll() is None:
         # At any moment, but before the run can end without having been killed often enough.
-        moment = time.monotonic() + draw.uniform(0, 8)
+        moment = time.monotonic() + draw.uniform(0, 6)
         while time.monotonic() < moment and last_step(killed) < STEPS * (kills + 1) / (KILLS + 2):
             time.sleep(0.01)
         pair = workers(run)
