@@ -47,11 +47,14 @@ class Misbehave:
         return example
 
 
+@pytest.fixture
 def children():
-    return psutil.Process().children()
+    """Lists the processes that this test has started and that still live."""
+    before = psutil.Process().children()
+    return lambda: [child for child in psutil.Process().children() if child not in before]
 
 
-def test_processes_make_the_same_batches_without_jax():
+def test_processes_make_the_same_batches_without_jax(children):
     import jax  # so that a worker which copied this process would have it
 
     source = Sample(split="test")
@@ -98,7 +101,7 @@ def test_corrupt_examples_are_reported_from_the_workers(tmp_path):
         ("fatal", "the disk is gone"),
     ],
 )
-def test_a_worker_that_fails_ends_the_run_with_a_reason(how, message, capfd):
+def test_a_worker_that_fails_ends_the_run_with_a_reason(children, how, message, capfd):
     source = Synthetic(image_size=(4, 4), num_examples=100)
     pipeline = Pipeline(source, [Misbehave(how, os.getpid())], 4, 0, shuffle=False, processes=2)
     with pytest.raises(DataError, match=message):
@@ -117,7 +120,7 @@ def test_steps_before_the_failure_arrive():
         next(batches)
 
 
-def test_stopping_early_leaves_no_process():
+def test_stopping_early_leaves_no_process(children):
     batches = Pipeline(Synthetic(image_size=(8, 8)), TRANSFORMS, 8, 0, processes=3).iterate()
     next(batches)
     assert len(children()) == 3

@@ -86,8 +86,9 @@ def console(workdir):
 
 @pytest.fixture(scope="module")
 def told_by_slurm(shared):
-    """Submitted first, because Slurm's own notice takes half a minute to come."""
-    act(shared / "notice", "wait wait", "0 0", notice=["--time", "2", "--notice", "75"])
+    """Submitted first, because Slurm's own notice takes a while: it comes up to a minute early,
+    so 15 to 75 seconds after the start."""
+    act(shared / "notice", "wait wait", "0 0", notice=["--time", "2", "--notice", "45"])
     return shared / "notice"
 
 
