@@ -4,7 +4,7 @@ Paper: Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377, at to
 Command: make demo
 Cost: about two minutes of training on two CPU cores.
 Published: none.
-Measured: linear probe 83.4 % against 76.3 % with random weights; kNN 81.4 % against 62.3 %.
+Measured: linear probe 83.5 % against 76.6 % with random weights; kNN 81.4 % against 62.3 %.
 """
 
 from ml_collections import ConfigDict
