@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Sequence
 
 from encoders.errors import ConfigError, exit_cleanly
-from encoders.parallel.host import retain_freed_memory, settle_platform
 from launch import session
 from launch.flags import parse_flags
 from launch.job import Job
@@ -33,10 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.processes is None:
         if flags.devices_per_process is not None or flags.dry_run:
             raise ConfigError("--devices-per-process and --dry-run need --processes.")
-        session.apply_environment(config)
-        settle_platform()
-        retain_freed_memory()
-        session.keep_compiled()
+        session.prepare(config)
         if flags.compile_only:
             return session.compile_only(config)
         return session.train(config, flags.workdir)

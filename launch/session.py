@@ -10,11 +10,20 @@ from typing import Any
 
 from encoders.config import to_plain
 from encoders.errors import STOPPED
+from encoders.parallel.host import retain_freed_memory, settle_platform
 
 
 def log_to_stderr() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("encoders").setLevel(logging.INFO)
+
+
+def prepare(config: Any) -> None:
+    """Everything that must be set before jax starts, and its compilation cache."""
+    apply_environment(config)
+    settle_platform()
+    retain_freed_memory()
+    keep_compiled()
 
 
 def apply_environment(config: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from encoders.errors import exit_cleanly
-from encoders.parallel.host import retain_freed_memory, settle_platform
 from launch import session
 from launch.flags import parse_flags
 
@@ -29,13 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         __doc__, arguments, extend=add_flags, workdir="shared by all nodes; same after a restart"
     )
     session.log_to_stderr()
-    session.apply_environment(config)
-    settle_platform()
-    retain_freed_memory()
+    session.prepare(config)
     # Imported late: a misspelt flag should not wait for jax.
     from encoders.parallel import processes
 
-    session.keep_compiled()
     with processes.joined(
         flags.cluster,
         coordinator=flags.coordinator,
