@@ -46,6 +46,7 @@ setup(
         "simplejpeg",
         "tensorboardX",
         "tensorflow-datasets>=4.9",
+        "tokenizers>=0.20",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],

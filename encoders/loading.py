@@ -27,12 +27,11 @@ from encoders.checkpoints.formats import files, hf, timm
 from encoders.checkpoints.formats.mapping import Exported, Imported, flatten
 from encoders.checkpoints.store import CheckpointStore
 from encoders.config import build, to_plain
-from encoders.data.preprocessing import Preprocessing
+from encoders.data import PREPROCESSING
 from encoders.encoder import Encoder, TextEncoder
 from encoders.errors import CheckpointError, nearest
 from encoders.layers.stack import unstack_layers
 from encoders.models import MODELS
-from encoders.models.bert import BERT
 from encoders.models.vit import ViT
 from encoders.objectives import OBJECTIVES
 from encoders.rules import unflatten
@@ -60,10 +59,10 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
     module = build(MODELS, found.model, "model")
     preprocessing = None
     if found.preprocessing is not None:
-        preprocessing = Preprocessing.from_json(found.preprocessing)
+        preprocessing = build(PREPROCESSING, found.preprocessing, "preprocessing")
     variables = {"params": jax.tree.map(jnp.asarray, found.params)}
     metadata, heads = found.metadata, found.objective_params
-    kind = TextEncoder if isinstance(module, BERT) else Encoder
+    kind = TextEncoder if module.modality == "text" else Encoder
     return kind(module, variables, preprocessing, metadata, found.objective, heads)
 
 
@@ -251,7 +250,7 @@ def _write_native(directory: pathlib.Path, encoder: Encoder, heads: bool) -> Non
 def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
     module = encoder.module
     params = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.variables["params"])))
-    if isinstance(module, BERT) and format == "hf":
+    if module.modality == "text" and format == "hf":
         fields = {**section_of(MODELS, module), **dataclasses.asdict(module.size)}
         return Exported(fields, params)
     if not isinstance(module, ViT):
@@ -291,7 +290,8 @@ def _resolved(encoder: Encoder, module: nn.Module) -> dict[str, Any]:
     section = dict(to_plain(encoder.objective))
     for field in ("teacher", "distillation"):  # these say how it was trained, not what it is
         section.pop(field, None)
-    objective = build(OBJECTIVES, section, "objective", encoder=module)
+    context = {} if encoder.preprocessing is None else encoder.preprocessing.for_objectives
+    objective = build(OBJECTIVES, section, "objective", encoder=module, **context)
     return section_of(OBJECTIVES, objective)
 
 
@@ -314,7 +314,7 @@ def section_of(table: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
 def _fields_of(value: Any) -> dict[str, Any]:
     fields = {}
     for field in dataclasses.fields(value):
-        if field.name in ("name", "parent", "encoder", "teacher") or not field.init:
+        if field.name in ("name", "parent", "encoder", "teacher", "vocabulary") or not field.init:
             continue
         entry = getattr(value, field.name)
         fields[field.name] = _fields_of(entry) if dataclasses.is_dataclass(entry) else entry

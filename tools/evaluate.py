@@ -120,12 +120,13 @@ def load_run(workdir: str, config: Mapping[str, Any], step: int | None) -> Subje
         have = f" Steps: {', '.join(map(str, steps))}." if steps else ""
         raise CheckpointError(f"{directory}: there is no {asked}.{have}")
     step = steps[-1] if step is None else step
-    objective = build_objective(config)
+    preprocessing = build(PREPROCESSING, config["preprocessing"], "preprocessing")
+    objective = build_objective(config, preprocessing)
     return Subject(
         objective=objective,
         encoder=objective.encoder,
         variables=loading.read_variables(directory / str(step)),
-        preprocessing=build(PREPROCESSING, config["preprocessing"], "preprocessing"),
+        preprocessing=preprocessing,
         step=step,
     )
 
@@ -146,7 +147,8 @@ def load_model(path: str) -> Subject:
         raise ConfigError(f"--model {path}: the weights came without preprocessing.")
     if found.objective is None:
         return Subject(None, found.module, found.variables, found.preprocessing, None)
-    objective = build(OBJECTIVES, found.objective, "objective", encoder=found.module)
+    context = {"encoder": found.module, **found.preprocessing.for_objectives}
+    objective = build(OBJECTIVES, found.objective, "objective", **context)
     params = {"encoder": found.variables["params"], **found.heads}
     return Subject(objective, found.module, {"params": params}, found.preprocessing, None)
 

@@ -4,9 +4,11 @@ from encoders.data.evaluation import eval_batches
 from encoders.data.pipeline import Pipeline, build_transforms
 from encoders.data.preprocessing import Preprocessing
 from encoders.data.sources import SOURCES, CorruptExample, Source
+from encoders.data.text import TextPreprocessing
 from encoders.data.transforms import TRANSFORMS
+from encoders.data.vocabulary import Vocabulary
 
-PREPROCESSING = {"image": Preprocessing}
+PREPROCESSING = {"image": Preprocessing, "text": TextPreprocessing}
 
 __all__ = [
     "PREPROCESSING",
@@ -16,6 +18,8 @@ __all__ = [
     "Pipeline",
     "Preprocessing",
     "Source",
+    "TextPreprocessing",
+    "Vocabulary",
     "build_transforms",
     "eval_batches",
 ]

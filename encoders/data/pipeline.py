@@ -32,19 +32,14 @@ def build_transforms(
 ) -> list[Callable]:
     """Builds transforms from their config sections.
 
-    image_size, channels, mean and std come from the preprocessing where a section does not set
-    them, so that a config says them once.
+    What the preprocessing has for transforms is passed where a section does not set it itself.
 
     Raises:
       ConfigError: an unknown name or field.
     """
     transforms = []
     for number, section in enumerate(sections):
-        shared = {
-            field: getattr(preprocessing, field)
-            for field in ("image_size", "channels", "mean", "std")
-            if field not in section
-        }
+        shared = {k: v for k, v in preprocessing.for_transforms.items() if k not in section}
         transforms.append(build(TRANSFORMS, section, f"{where}[{number}]", **shared))
     return transforms
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from encoders.config import construct
 from encoders.data.images import Interpolation
 from encoders.data.transforms.geometry import CenterCrop, Decode, Resize
 from encoders.errors import ConfigError
@@ -75,6 +74,39 @@ class Preprocessing:
             CenterCrop(image_size=self.image_size),
         ]
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width), what FLOPs are counted for."""
+        return self.image_size
+
+    @property
+    def for_objectives(self) -> dict[str, Any]:
+        """What objectives may ask for by a parameter of that name."""
+        return {}
+
+    @property
+    def for_transforms(self) -> dict[str, Any]:
+        """What transforms may ask for by a parameter of that name: a config says it once."""
+        names = ("image_size", "channels", "mean", "std")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def for_sources(self) -> dict[str, Any]:
+        """What sources may ask for by a parameter of that name."""
+        return {}
+
+    def example_batch(self, rows: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the shapes and types that training will see."""
+        return {
+            "image": np.zeros((rows, *self.image_size, self.channels), np.uint8),
+            "label": np.zeros(rows, np.int32),
+            "row": np.arange(rows, dtype=np.int32),
+        }
+
+    def encoder_inputs(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """The arguments (positional, by name) that an encoder is called with for a batch."""
+        return (batch["image"],), {}
+
     def normalize(self, images: Any) -> Any:
         """uint8 [..., H, W, C] -> float32 (x / 255 - mean) / std, numpy or jax; floats pass."""
         if not np.issubdtype(images.dtype, np.integer):
@@ -97,13 +129,3 @@ class Preprocessing:
             "name": "image",
             **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
         }
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Inverse of `to_json`.
-
-        Raises:
-          ConfigError: unknown or mistyped fields.
-        """
-        fields = {key: value for key, value in fields.items() if key != "name"}
-        return construct(cls, fields, "preprocessing")

@@ -25,29 +25,46 @@ def dot_product_attention(
     value: jax.Array,
     mask: jax.Array | None = None,
     drop: Callable[[jax.Array], jax.Array] | None = None,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(query key^T / sqrt(d)) value, with the softmax in float32.
+    """softmax(scale query key^T + bias) value, with the softmax in float32.
 
     Args:
       query: [B, Q, H, d].
       key: [B, T, H, d].
       value: [B, T, H, d].
-      mask: [B, T] bool, True where a key may be attended to; None lets all be. Where none may be,
-        in a row of only padding, all are alike, so that nothing becomes NaN.
+      mask: [B, T] bool, True where a key may be attended to, or [B, Q, T], by which query; None
+        lets all be. Where none may be, as for padding, all are alike: nothing becomes NaN.
       drop: dropout of the weights [B, H, Q, T], or None.
+      bias: [1 or B, H, Q, T] what is added to the scores, or None.
+      scale: of the products; None for 1 / sqrt(d).
+      segments: [B, T] int32, 0 for padding: only tokens of one segment attend to each other, as in
+        rows that several texts were packed into. Needs Q = T.
 
     Returns:
       [B, Q, H, d] in value's dtype.
     """
-    scale = 1 / math.sqrt(query.shape[-1])
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias.astype(scores.dtype)
+    if segments is not None:
+        scores = jnp.where(same_segment(segments)[:, None], scores, jnp.finfo(scores.dtype).min)
     if mask is not None:
-        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+        mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = _softmax(scores, value.dtype)
     weights = checkpoint_name(weights, "attention_weights")
     if drop is not None:
         weights = drop(weights)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def same_segment(segments: jax.Array) -> jax.Array:
+    """[B, T] segments, 0 for padding -> [B, T, T] bool: who may attend to whom in a packed row."""
+    return (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -103,6 +120,8 @@ class Attention(nn.Module):
         *,
         mask: jax.Array | None = None,
         rotary: tuple[jax.Array, jax.Array] | None = None,
+        bias: jax.Array | None = None,
+        segments: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
         """Attends.
@@ -110,8 +129,10 @@ class Attention(nn.Module):
         Args:
           x: [B, Q, D] where the queries come from.
           memory: [B, T, D] where keys and values come from; None means x.
-          mask: [B, T] bool, True where a key is real.
+          mask: [B, T] bool, True where a key is real, or [B, Q, T], True where a query may see it.
           rotary: (sin, cos), each [T, d] or [B, T, d], that turn queries and keys.
+          bias: [1 or B, H, Q, T] what is added to the scores.
+          segments: [B, T] int32, of self-attention in packed rows; see `dot_product_attention`.
           train: whether dropout is on.
 
         Returns:
@@ -140,7 +161,7 @@ class Attention(nn.Module):
         drop = None
         if train and self.attention_dropout:
             drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
-        y = dot_product_attention(query, key, value, mask, drop)
+        y = dot_product_attention(query, key, value, mask, drop, bias, segments=segments)
         y = Linear(width, kernel_init=init.kernel, name="out")(y.reshape(x.shape))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -31,6 +34,7 @@ class Block(nn.Module):
       post_norm: the norms come after the sums (arXiv 1706.03762), as in BERT.
       attention_dropout: rate on the attention's weights.
       mlp_dropout: rate after the MLP's activation, where it is not `dropout`.
+      attention: makes the attention from the fields of `Attention`, such as a subclass of it.
     """
 
     num_heads: int
@@ -48,26 +52,25 @@ class Block(nn.Module):
     post_norm: bool = False
     attention_dropout: float = 0.0
     mlp_dropout: float | None = None
+    attention: Callable[..., nn.Module] = Attention
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         *,
-        mask: jax.Array | None = None,
-        rotary: tuple[jax.Array, jax.Array] | None = None,
         branch_scale: jax.Array | None = None,
         train: bool = False,
+        **context: Any,
     ) -> jax.Array:
         """Applies the block.
 
         Args:
           x: [B, T, D].
-          mask: [B, T] bool, True where a token is real.
-          rotary: (sin, cos) as `Attention` takes them.
           branch_scale: [2, B] what each example's attention and MLP branch is multiplied with (drop
             path: zero where it is dropped).
           train: whether dropout is on.
+          **context: what the attention is given besides: mask, rotary, bias, ...
 
         Returns:
           [B, T, D].
@@ -89,15 +92,15 @@ class Block(nn.Module):
                 y = y * branch_scale[index - 1, :, None, None].astype(y.dtype)
             return y
 
-        attention = Attention(
-            self.num_heads,
-            self.qkv_bias,
-            self.qk_norm,
-            self.norm_eps,
-            self.norm_bias,
-            self.dropout,
-            self.weight_init,
-            self.attention_dropout,
+        attention = self.attention(
+            num_heads=self.num_heads,
+            qkv_bias=self.qkv_bias,
+            qk_norm=self.qk_norm,
+            norm_eps=self.norm_eps,
+            norm_bias=self.norm_bias,
+            dropout=self.dropout,
+            weight_init=self.weight_init,
+            attention_dropout=self.attention_dropout,
             name="attention",
         )
         mlp = Mlp(
@@ -110,10 +113,10 @@ class Block(nn.Module):
             name="mlp",
         )
         if self.post_norm:
-            x = norm("norm1")(x + branch(attention(x, mask=mask, rotary=rotary, train=train), 1))
+            x = norm("norm1")(x + branch(attention(x, train=train, **context), 1))
             return norm("norm2")(x + branch(mlp(x, train=train), 2))
         y = norm("norm1")(x)
-        attended = branch(attention(y, mask=mask, rotary=rotary, train=train), 1)
+        attended = branch(attention(y, train=train, **context), 1)
         if self.parallel:
             return x + attended + branch(mlp(y, train=train), 2)
         x = x + attended

@@ -56,19 +56,17 @@ class Stack(nn.Module):
         self,
         x: jax.Array,
         *,
-        mask: jax.Array | None = None,
-        rotary: tuple[jax.Array, jax.Array] | None = None,
         train: bool = False,
         layers: Sequence[int] | Literal["all"] = (),
+        **context: Any,
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
         """Applies the blocks.
 
         Args:
           x: [B, T, D].
-          mask: [B, T] bool, True where a token is real.
-          rotary: (sin, cos) as the blocks take them.
           train: whether dropout and drop path are on.
           layers: blocks whose outputs to return, negative ones counted from the end, or 'all'.
+          **context: what every block is given besides: mask, rotary, bias, ...
 
         Returns:
           The last block's output [B, T, D], and {layer: output [B, T, D]}.
@@ -82,7 +80,7 @@ class Stack(nn.Module):
         scales = self._branch_scales(x.shape[0]) if train and self.drop_path else None
 
         def apply(block: nn.Module, x: jax.Array, scale: jax.Array | None):
-            y = block(x, mask=mask, rotary=rotary, branch_scale=scale, train=train)
+            y = block(x, branch_scale=scale, train=train, **context)
             return y, (y if wanted and self.scan else None)
 
         if REMAT[self.remat] is not None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from encoders.errors import ConfigError, nearest
 from encoders.layers.block import Block, block_flops
-from encoders.layers.embedding import TextEmbeddings
+from encoders.layers.embedding import TextEmbeddings, restarted_positions
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
 from encoders.layers.pooling import masked_mean
@@ -85,6 +85,8 @@ class BERT(nn.Module):
     scan: bool = False
     remat: str = "none"
 
+    modality = "text"
+
     # Section 3 of the paper.
     SIZES = {  # noqa: RUF012
         "base": TextSize(768, 12, 3072, 12),
@@ -121,13 +123,48 @@ class BERT(nn.Module):
             total += 2.0 * size.width * size.width
         return total
 
+    def setup(self) -> None:
+        self.embeddings = TextEmbeddings(
+            self.vocab_size,
+            self.num_positions,
+            self.num_token_types,
+            self.size.embedding_dim,
+            self.pad_id,
+            self.norm_eps,
+            self.dropout,
+        )
+
+    def embed(
+        self,
+        ids: jax.Array,
+        *,
+        segments: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """What the blocks start from, before it is projected to the width: [B, T, E].
+
+        Arguments as of `__call__`. Another encoder can be given the result as its `embedded`, so
+        that the two share their tables, as ELECTRA's do.
+        """
+        self._check(ids, token_types)
+        if positions is None and segments is not None:
+            positions = restarted_positions(segments)
+            if self.pad_id is not None:
+                positions = jnp.where(segments > 0, positions + self.pad_id + 1, self.pad_id)
+        return self.embeddings(ids, token_types, positions, train=train)
+
     @nn.compact
     def __call__(
         self,
         ids: jax.Array,
         *,
         mask: jax.Array | None = None,
+        segments: jax.Array | None = None,
         token_types: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        embedded: jax.Array | None = None,
         train: bool = False,
         layers: Sequence[int] | Literal["all"] = (),
     ) -> Encoded:
@@ -135,8 +172,14 @@ class BERT(nn.Module):
 
         Args:
           ids: [B, T] int32.
-          mask: [B, T] bool, True where a token is real; the others are not attended to.
-          token_types: [B, T] int32, the segment of each token; None means the first.
+          mask: [B, T] bool, True where a token is real, the others are not attended to; or
+            [B, T, T] bool, True where one token (the second axis) may attend to another (the last),
+            a token being real if it may attend to itself.
+          segments: [B, T] int32 in place of `mask`, for rows that several texts were packed into: 0
+            for padding; tokens attend within their own segment only, whose positions start anew.
+          token_types: [B, T] int32, the type of each token (sentence A or B); None means the first.
+          positions: [B, T] int32, rows of the position table; None counts them.
+          embedded: [B, T, E] what to start from in place of `embed(ids, ...)`.
           train: whether dropout is on.
           layers: blocks whose outputs to return, negative ones counted from the end, or 'all'.
 
@@ -146,6 +189,27 @@ class BERT(nn.Module):
         Raises:
           ConfigError: `ids` are no batch of ids or too long, or fields contradict each other.
         """
+        if segments is not None and mask is not None:
+            raise ConfigError("model: takes a mask or segments, not both.")
+        size = self.size
+        if embedded is None:
+            extra = {"segments": segments, "token_types": token_types, "positions": positions}
+            embedded = self.embed(ids, **extra, train=train)
+        real = jnp.ones(ids.shape, bool) if mask is None else mask
+        if segments is not None:
+            real = segments > 0
+        elif real.ndim == 3:
+            real = jnp.diagonal(real, axis1=1, axis2=2)
+        x = embedded
+        if size.embedding_dim != size.width:
+            kernel = weight_init("trunc_normal").kernel
+            x = Linear(size.width, kernel_init=kernel, name="projection")(x)
+        stack = Stack(size.depth, self._block(size), 0.0, self.scan, self.remat, self.shared)
+        nn.share_scope(self, stack)
+        x, hidden = stack(x, mask=mask, segments=segments, train=train, layers=layers)
+        return Encoded(x, real, self._pool(x, real), hidden)
+
+    def _check(self, ids: jax.Array, token_types: jax.Array | None) -> None:
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ConfigError(
                 f"model: {type(self).__name__} encodes integer ids [B, T], not "
@@ -158,20 +222,9 @@ class BERT(nn.Module):
             )
         if token_types is not None and not self.num_token_types:
             raise ConfigError(f"model: {type(self).__name__} has no token types.")
-        size = self.size
-        embeddings = TextEmbeddings(
-            size.width,
-            self.vocab_size,
-            self.num_positions,
-            self.num_token_types,
-            size.embedding_dim,
-            self.pad_id,
-            self.norm_eps,
-            self.dropout,
-            name="embeddings",
-        )
-        x = embeddings(ids, token_types, train=train)
-        block = functools.partial(
+
+    def _block(self, size: TextSize) -> functools.partial:
+        return functools.partial(
             Block,
             num_heads=size.num_heads,
             mlp_dim=size.mlp_dim,
@@ -182,15 +235,8 @@ class BERT(nn.Module):
             attention_dropout=self.attention_dropout,
             mlp_dropout=0.0,
         )
-        stack = Stack(size.depth, block, 0.0, self.scan, self.remat, self.shared)
-        nn.share_scope(self, stack)
-        x, hidden = stack(x, mask=mask, train=train, layers=layers)
-        pooled = self._pool(x, mask)
-        if mask is None:
-            mask = jnp.ones(ids.shape, bool)
-        return Encoded(x, mask, pooled, hidden)
 
-    def _pool(self, x: jax.Array, mask: jax.Array | None) -> jax.Array | None:
+    def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array | None:
         if self.pool == "pooler":
             kernel = weight_init("trunc_normal").kernel
             return jnp.tanh(Linear(x.shape[-1], kernel_init=kernel, name="pooler")(x[:, 0]))

@@ -120,6 +120,8 @@ class ViT(nn.Module):
     scan: bool = False
     remat: str = "none"
 
+    modality = "image"
+
     @property
     def size(self) -> Size:
         """The variant's size with this module's overrides.

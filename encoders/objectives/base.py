@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from encoders.types import Outcome
 
@@ -35,9 +37,16 @@ class Objective(nn.Module):
         """Returns the loss sum, its weight, and metrics of a (micro-)batch."""
         raise NotImplementedError
 
-    def flops(self, image_size: tuple[int, int]) -> float:
-        """Forward FLOPs per training example."""
+    def flops(self, input_size: Any) -> float:
+        """Forward FLOPs per training example of that size: (height, width), or T tokens."""
         raise NotImplementedError
+
+    def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the shapes and types of training.
+
+        Overridden by objectives whose examples are more than one input of the encoder.
+        """
+        return preprocessing.example_batch(rows)
 
     def rng_per_example(self, batch: Batch) -> jax.Array:
         """One key per example [B]: from the stream 'corrupt' in training, fixed in evaluation."""
@@ -57,11 +66,11 @@ def rows(batch: Batch) -> jax.Array:
     """Rows [B] of the global batch; a batch that does not say is a whole one."""
     if "row" in batch:
         return batch["row"]
-    return jnp.arange(batch["image"].shape[0])
+    return jnp.arange(next(iter(batch.values())).shape[0])
 
 
 def valid_weights(batch: Batch) -> jax.Array:
     """float32 [B]: 1 for real examples, 0 for padding."""
     if "valid" in batch:
         return batch["valid"].astype(jnp.float32)
-    return jnp.ones(batch["image"].shape[0], jnp.float32)
+    return jnp.ones(next(iter(batch.values())).shape[0], jnp.float32)

@@ -67,6 +67,7 @@ def resolved(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config
     objective = _plain(experiment.objective)
     model = objective.pop("encoder")
+    objective.pop("vocabulary", None)  # of the preprocessing
     found = _plain(experiment.sections)
     found |= {
         "model": {**model, "name": config["model"]["name"]},

@@ -25,7 +25,7 @@ from encoders.parallel.mesh import batch_shards, local_rows, make_mesh, replicat
 from encoders.training.optimizers import make_optimizer
 from encoders.training.sections import Sections
 from encoders.training.state import TrainState
-from encoders.training.step import Batch, Metrics, make_step
+from encoders.training.step import Batch, Metrics, make_step, normalized
 
 
 class Experiment:
@@ -49,9 +49,11 @@ class Experiment:
             **arguments(_mesh_sizes, sections.hardware.mesh, "hardware.mesh"), devices=devices
         )
         self.preprocessing = build(PREPROCESSING, sections.preprocessing, "preprocessing")
-        self.objective = build_objective(self.config)
+        self.objective = build_objective(self.config, self.preprocessing)
         self.transforms = build_transforms(sections.data.transforms, self.preprocessing)
-        self._open_source = bind(SOURCES, sections.data.source, "data.source")
+        self._open_source = bind(
+            SOURCES, sections.data.source, "data.source", **self.preprocessing.for_sources
+        )
         self._evaluators = {
             name: self._bind_evaluator(name, section)
             for name, section in sections.evaluators.items()
@@ -168,17 +170,13 @@ class Experiment:
 
     def example_batch(self, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types that training will see."""
-        shape = (rows, *self.preprocessing.image_size, self.preprocessing.channels)
-        return {
-            "image": np.zeros(shape, np.uint8),
-            "label": np.zeros(rows, np.int32),
-            "row": np.arange(rows, dtype=np.int32),
-        }
+        return self.objective.example_batch(self.preprocessing, rows)
 
     def init_variables(self, key: jax.Array) -> Any:
         """The objective's variables, random; float32."""
-        batch = dict(self.example_batch(batch_shards(self.mesh)))
-        batch["image"] = self.preprocessing.normalize(jnp.asarray(batch["image"]))
+        batch = normalized(
+            self.preprocessing.normalize, self.example_batch(batch_shards(self.mesh))
+        )
         params, corrupt, dropout = jax.random.split(key, 3)
         keys = {"params": params, "corrupt": corrupt, "dropout": dropout}
         return self.objective.init(keys, batch, train=True)
@@ -276,20 +274,30 @@ class Experiment:
 
     def flops_per_example(self) -> float:
         """FLOPs of one training example: forward, and twice that backward."""
-        return 3.0 * self.objective.flops(self.preprocessing.image_size)
+        return 3.0 * self.objective.flops(self.preprocessing.input_size)
 
 
-def build_objective(config: Mapping[str, Any]) -> Objective:
+def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:
     """The objective of a config with its encoder, and with its teacher if it names one.
 
     Raises:
-      ConfigError: a field is unknown, missing or mistyped.
+      ConfigError: a field is unknown, missing or mistyped; the vocabulary has more ids than the
+        model.
       CheckpointError: the teacher's run is not there.
     """
     encoder = build(MODELS, config["model"], "model")
+    context = dict(preprocessing.for_objectives)
+    if (vocabulary := context.get("vocabulary")) and vocabulary.size > encoder.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {encoder.vocab_size} is less than the {vocabulary.size} ids of "
+            "preprocessing.vocabulary."
+        )
     section = dict(config["objective"])
     teacher = section.pop("teacher", None)
-    context = {} if teacher is None else {"teacher": build_objective(loading.run_config(teacher))}
+    if teacher is not None:
+        other = loading.run_config(teacher)
+        expects = build(PREPROCESSING, other["preprocessing"], "preprocessing")
+        context["teacher"] = build_objective(other, expects)
     return build(OBJECTIVES, section, "objective", encoder=encoder, **context)
 
 

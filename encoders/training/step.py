@@ -29,6 +29,11 @@ def cast_params(params: Any, dtype: jnp.dtype) -> Any:
     )
 
 
+def normalized(normalize: Callable[[jax.Array], jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    """The batch with its pixels normalised; ids, labels and the like are taken as they are."""
+    return {k: normalize(jnp.asarray(v)) if k == "image" else v for k, v in batch.items()}
+
+
 def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -66,7 +71,7 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         corrupt, dropout = jax.random.split(key)
-        batch = {k: normalize(v) if k == "image" else v for k, v in batch.items()}
+        batch = normalized(normalize, batch)
 
         def micro_step(stats, index, rows):
             keys = {"corrupt": corrupt, "dropout": jax.random.fold_in(dropout, index)}

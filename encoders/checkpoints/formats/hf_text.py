@@ -309,7 +309,7 @@ def _rules(name: str, fields: Mapping[str, Any]) -> list[Rule]:
     ]
     rules += norm("embeddings.LayerNorm", "embeddings/norm", embedding)
     if family.projection is not None and embedding != width:
-        rules += linear(family.projection, "embeddings/projection", embedding, width)
+        rules += linear(family.projection, "projection", embedding, width)
     if family.pooler is not None and fields["pool"] == "pooler":
         rules += linear(family.pooler, "pooler", width, width)
     for layer in range(1 if name == "albert" else fields["depth"]):

@@ -1,6 +1,6 @@
 """What happens to one example on the host: callables (example, rng) -> example.
 
-They take and give pixels as uint8 [H, W, C]; the first may find an encoded file instead.
+Those of images take and give pixels as uint8 [H, W, C]; the first may find an encoded file instead.
 """
 
 from encoders.data.transforms.color import ColorJitter, RandomGrayscale
@@ -15,6 +15,7 @@ from encoders.data.transforms.geometry import (
     Resize,
 )
 from encoders.data.transforms.rand_augment import RandAugment
+from encoders.data.transforms.tokenize import Tokenize
 
 TRANSFORMS = {
     "decode": Decode,
@@ -28,6 +29,7 @@ TRANSFORMS = {
     "color_jitter": ColorJitter,
     "random_grayscale": RandomGrayscale,
     "random_erasing": RandomErasing,
+    "tokenize": Tokenize,
 }
 
 __all__ = ["TRANSFORMS"]

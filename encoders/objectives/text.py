@@ -1,0 +1,46 @@
+"""What the objectives of text encoders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from encoders.data.vocabulary import Vocabulary
+from encoders.objectives.base import Batch, Objective, valid_weights
+from encoders.types import Encoded
+
+# A batch of texts has ids [B, T] int32; segments [B, T] int32, 0 for padding and 1, 2, ... for the
+# texts that a row was packed from; and where they are needed token_types [B, T] int32, word_start
+# [B, T] bool (True where a word begins) and label.
+
+
+class TextObjective(Objective):
+    """Base of objectives on token ids.
+
+    Attributes:
+      encoder: a text encoder.
+      vocabulary: special ids (supplied by the preprocessing).
+    """
+
+    vocabulary: Vocabulary | None = None
+
+    def encode(self, batch: Batch, ids: jax.Array | None = None, **arguments: Any) -> Encoded:
+        """The encoder's output for a batch, or for other ids in its place."""
+        given = {name: batch[name] for name in ("segments", "token_types") if name in batch}
+        return self.encoder(batch["ids"] if ids is None else ids, **given, **arguments)
+
+    def corruptible(self, batch: Batch) -> jax.Array:
+        """[B, T] bool, True for tokens that may be corrupted: real ones that are not special.
+
+        Padding examples (`valid` False) have none.
+        """
+        special = jnp.asarray(self.vocabulary.special_ids)
+        real = (batch["segments"] > 0) & (valid_weights(batch)[:, None] > 0)
+        return real & ~jnp.isin(batch["ids"], special)
+
+    def per_row(self, batch: Batch, draw: Callable[[jax.Array], Any]) -> Any:
+        """`draw(key)` for every row, with keys that no split of the batch changes; stacked."""
+        return jax.vmap(draw)(self.rng_per_example(batch))
