@@ -12,11 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from encoders.errors import ConfigError
+from encoders.errors import ConfigError, nearest
+from encoders.layers.fused_attention import fits, fused_attention
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
 from encoders.layers.norm import LayerNorm
 from encoders.layers.position import rotate
+
+
+KERNELS = ("plain", "fused")
 
 
 def dot_product_attention(
@@ -50,11 +54,9 @@ def dot_product_attention(
     scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias.astype(scores.dtype)
-    if segments is not None:
-        scores = jnp.where(same_segment(segments)[:, None], scores, jnp.finfo(scores.dtype).min)
-    if mask is not None:
-        mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    allowed = visible(mask, segments)
+    if allowed is not None:
+        scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
     weights = _softmax(scores, value.dtype)
     weights = checkpoint_name(weights, "attention_weights")
     if drop is not None:
@@ -65,6 +67,21 @@ def dot_product_attention(
 def same_segment(segments: jax.Array) -> jax.Array:
     """[B, T] segments, 0 for padding -> [B, T, T] bool: who may attend to whom in a packed row."""
     return (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+
+
+def visible(mask: jax.Array | None, segments: jax.Array | None) -> jax.Array | None:
+    """Which keys a query may attend to: bool that broadcasts to [B, H, Q, T], or None for all.
+
+    Args:
+      mask: [B, T] or [B, Q, T] bool, or None.
+      segments: [B, T] int32, or None.
+    """
+    if mask is not None:
+        mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+    if segments is None:
+        return mask
+    same = same_segment(segments)[:, None]
+    return same if mask is None else same & mask
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -101,6 +118,7 @@ class Attention(nn.Module):
       dropout: rate on the output; stream 'dropout'.
       weight_init: a convention of WEIGHT_INITS.
       attention_dropout: rate on the weights, after the softmax.
+      kernel: 'plain', or 'fused' for one kernel where there is one (`layers.fused_attention`).
     """
 
     num_heads: int
@@ -111,6 +129,7 @@ class Attention(nn.Module):
     dropout: float = 0.0
     weight_init: str = "trunc_normal"
     attention_dropout: float = 0.0
+    kernel: str = "plain"
 
     @nn.compact
     def __call__(
@@ -139,7 +158,7 @@ class Attention(nn.Module):
           [B, Q, D].
 
         Raises:
-          ConfigError: num_heads does not divide D.
+          ConfigError: num_heads does not divide D; there is no such kernel, or not with dropout.
         """
         width = x.shape[-1]
         if width % self.num_heads:
@@ -161,7 +180,19 @@ class Attention(nn.Module):
         drop = None
         if train and self.attention_dropout:
             drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
-        y = dot_product_attention(query, key, value, mask, drop, bias, segments=segments)
+        if self.kernel not in KERNELS:
+            raise ConfigError(
+                f"attention_kernel: unknown '{self.kernel}'.{nearest(self.kernel, KERNELS)}"
+            )
+        if self.kernel == "fused" and fits(query):
+            if drop is not None:
+                raise ConfigError(
+                    "attention_kernel: 'fused' has no dropout of the weights; set "
+                    "attention_dropout to 0, or use 'plain'."
+                )
+            y = fused_attention(query, key, value, visible(mask, segments), bias)
+        else:
+            y = dot_product_attention(query, key, value, mask, drop, bias, segments=segments)
         y = Linear(width, kernel_init=init.kernel, name="out")(y.reshape(x.shape))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
