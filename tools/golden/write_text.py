@@ -1,6 +1,8 @@
 """Writes tests/golden/text: tiny text encoders of transformers, and the sizes of published ones.
 
-    python -m tools.golden.write_text        # needs the extra 'parity'
+    python -m tools.golden.write_text [CASE ...]        # needs the extra 'parity'
+
+Only the named cases are written, or all of them; none is ever removed.
 
 Every case is a directory that transformers saved, and expected.npz: inputs, outputs, hidden states
 and gradients under transformers' names, from PyTorch on the CPU in float32; the tests that read it
@@ -12,6 +14,8 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -139,6 +143,7 @@ def write_case(name: str) -> None:
     config = getattr(transformers, config_kind)(**fields)
     model = getattr(transformers, kind)._from_config(config, attn_implementation="eager").eval()
     randomize(model, seed=len(name))
+    shutil.rmtree(DIRECTORY / name, ignore_errors=True)
     model.save_pretrained(DIRECTORY / name)
     (DIRECTORY / name / "generation_config.json").unlink(missing_ok=True)
     trunk, given = model.base_model, inputs(config)
@@ -181,16 +186,13 @@ def parameters() -> dict[str, dict[str, int]]:
     return counts
 
 
-def main() -> None:
-    """Writes every case anew."""
-    shutil.rmtree(DIRECTORY, ignore_errors=True)
-    DIRECTORY.mkdir(parents=True)
-    for name in CASES:
+def main(names: Sequence[str]) -> None:
+    """Writes cases anew, and the counts of parameters."""
+    for name in names or CASES:
         write_case(name)
     text = json.dumps(parameters(), indent=2) + "\n"
     (DIRECTORY / "parameters.json").write_text(text, encoding="utf-8")
-    print(text)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

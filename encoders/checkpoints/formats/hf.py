@@ -1,6 +1,6 @@
 """Hugging Face transformers: ViT, DeiT, ViTMAE, DINOv2 with and without registers, in and out.
 
-Text encoders are read and written by `hf_text`.
+Text encoders are read and written by the modules of `_TEXT`.
 
 Names are those of saved files, which transformers 4 and 5 share; names of transformers 5's modules
 are understood too. What differs between the families:
@@ -50,6 +50,12 @@ from encoders.checkpoints.formats.mapping import (
 from encoders.errors import CheckpointError, nearest
 from encoders.layers.position import sincos2d
 
+# Each has FAMILIES: model_type -> what has `defaults`, the config fields that a file may leave out;
+# MODELS: names in `encoders.models.MODELS` that it writes; and read and write, as `hf_text` has.
+_TEXT = (hf_text,)
+_TEXT_READERS = {model_type: module for module in _TEXT for model_type in module.FAMILIES}
+_TEXT_WRITERS = {name: module for module in _TEXT for name in module.MODELS}
+
 # --- in -------------------------------------------------------------------------------------------
 
 
@@ -62,7 +68,9 @@ def read(path: pathlib.Path) -> Imported:
     """
     config = files.read_json(path / files.CONFIG)
     model_type = config.get("model_type")
-    families = {**FAMILIES, **hf_text.FAMILIES}
+    families = dict(FAMILIES)
+    for module in _TEXT:
+        families |= module.FAMILIES
     if model_type not in families:
         raise CheckpointError(
             f"{path}: model_type '{model_type}' is not supported.{nearest(model_type, families)}"
@@ -71,8 +79,8 @@ def read(path: pathlib.Path) -> Imported:
     config = {**family.defaults, **config}
     where = f"{path} ({model_type})"
     _check_types(config, family.defaults, where)
-    if model_type in hf_text.FAMILIES:
-        return hf_text.read(path, config, where)
+    if model_type in _TEXT_READERS:
+        return _TEXT_READERS[model_type].read(path, config, where)
     model, image_size = _model_section(config, model_type, where)
     tensors = canonical(files.read_tensors(path), model_type, where)
     fields, grid = (
@@ -229,8 +237,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     Raises:
       CheckpointError: something that none of the families has, named by its field.
     """
-    if exported.fields["name"] in hf_text.FAMILIES:
-        hf_text.write(directory, exported)
+    if exported.fields["name"] in _TEXT_WRITERS:
+        _TEXT_WRITERS[exported.fields["name"]].write(directory, exported)
         return
     fields, grid = exported.fields, grid_of(exported.image_size, exported.fields["patch_size"])
     model_type = _choose_family(exported, grid)

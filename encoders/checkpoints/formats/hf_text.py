@@ -192,6 +192,8 @@ FAMILIES = {
     ),
 }
 
+MODELS = tuple(FAMILIES)  # every model_type is the name of our model, too
+
 _HEADS = (
     r"(cls|lm_head|predictions|sop_classifier|vocab_(transform|layer_norm|projector)|"
     r"(discriminator|generator)_predictions|generator_lm_head|(pre_)?classifier|qa_outputs|"
