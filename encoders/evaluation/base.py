@@ -101,7 +101,8 @@ class Evaluator(abc.ABC):
         Raises:
           ConfigError, DataError: the section is wrong, or the data set is not there.
         """
-        return build(SOURCES, section, f"evaluators.{self.label}.{field}")
+        where = f"evaluators.{self.label}.{field}"
+        return build(SOURCES, section, where, **self.preprocessing.for_sources)
 
 
 def batches(
@@ -110,8 +111,9 @@ def batches(
     """Every example of a source once, in order, as global arrays; a thread prepares them ahead.
 
     Yields:
-      'image' uint8 [B, H, W, C], 'label' int32 [B], 'row' int32 [B] and 'valid' bool [B], split
-      over the mesh's batch axes; rows that pad the last batch are not valid.
+      the modality's fields ('image' uint8 [B, H, W, C]; 'ids' and 'segments' int32 [B, T]), what
+      the source has of 'label' and other numbers, 'row' int32 [B] and 'valid' bool [B], split over
+      the mesh's batch axes; rows that pad the last batch are not valid.
     """
     rows = None
     if mesh is not None:
@@ -134,11 +136,12 @@ def batches(
 def on_mesh(
     function: Callable[..., Any], preprocessing: Preprocessing, mesh: Mesh | None, dtype: DType
 ) -> Callable[..., Any]:
-    """Jits `function(variables, batch)`: normalised images, cast floats, activations split by row.
+    """Jits `function(variables, batch)`: inputs normalised and cast, activations split by row.
 
     Args:
-      function: pure; gets variables and a batch whose 'image' is normalised, both in `dtype`.
-      preprocessing: normalises the images, on device.
+      function: pure; gets variables and a batch whose 'image', where it has one, is normalised,
+        both in `dtype`; token ids and all other fields are as they were.
+      preprocessing: normalises images, on device.
       mesh: where the arguments live; outputs come back whole on every device.
       dtype: of the forward pass.
     """
@@ -147,14 +150,29 @@ def on_mesh(
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     def forward(variables: Any, batch: Mapping[str, jax.Array]) -> Any:
-        images = cast(preprocessing.normalize(batch["image"]))
+        batch = {
+            k: cast(preprocessing.normalize(v)) if k == "image" else v for k, v in batch.items()
+        }
         variables = jax.tree.map(cast, variables)
         if mesh is None:
-            return function(variables, {**batch, "image": images})
-        with batch_major_activations(mesh, images.shape[0]):
-            return function(variables, {**batch, "image": images})
+            return function(variables, batch)
+        with batch_major_activations(mesh, batch["row"].shape[0]):
+            return function(variables, batch)
 
     return jax.jit(forward, out_shardings=None if mesh is None else replicated(mesh))
+
+
+def encoder_inputs(
+    module: nn.Module, preprocessing: Preprocessing, batch: Mapping[str, jax.Array]
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments (positional, by name) that `module` is called with for a batch.
+
+    Token types go to encoders that have some: one source of pairs serves BERT and RoBERTa.
+    """
+    inputs, named = preprocessing.encoder_inputs(batch)
+    if not getattr(module, "num_token_types", 1):
+        named.pop("token_types", None)
+    return inputs, named
 
 
 def place(variables: Any, mesh: Mesh | None) -> Any:

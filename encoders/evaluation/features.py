@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from encoders.data import Preprocessing, Source
 from encoders.errors import ConfigError, DataError
-from encoders.evaluation.base import DType, batches, on_mesh, place
+from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
 from encoders.types import Encoded
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,8 @@ class FeatureExtractor:
                 vectors = pixels(batch["image"])
             else:
                 asked = {} if isinstance(feature, str) else {"layers": (feature,)}
-                vectors = select(module.apply(variables, batch["image"], **asked), feature)
+                inputs, named = encoder_inputs(module, self.preprocessing, batch)
+                vectors = select(module.apply(variables, *inputs, **named, **asked), feature)
             if "label" not in batch:
                 raise DataError("probes need labels; the examples of this source have none.")
             return vectors, batch["label"], batch["valid"]
@@ -200,11 +201,14 @@ class FeatureExtractor:
         return Labelled(*map(np.concatenate, zip(*parts, strict=True)))
 
     def _random_variables(self, module: nn.Module, like: Mapping[str, Any], seed: int) -> Any:
-        preprocessing = self.preprocessing
-        shape = (1, *preprocessing.image_size, preprocessing.channels)
+        example = self.preprocessing.example_batch(1)
+        if "image" in example:
+            example["image"] = self.preprocessing.normalize(example["image"])
 
         def init(key: jax.Array) -> Any:
-            return module.init({"params": key}, jnp.zeros(shape, jnp.float32))
+            batch = jax.tree.map(jnp.asarray, example)
+            inputs, named = encoder_inputs(module, self.preprocessing, batch)
+            return module.init({"params": key}, *inputs, **named)
 
         def make() -> Callable:
             described = jax.eval_shape(init, jax.random.key(0)), place(like, self.mesh)
