@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from encoders.errors import ConfigError, nearest
 from encoders.layers.attention import Attention, attention_flops
 from encoders.layers.initializers import weight_init
 from encoders.layers.mlp import Mlp, mlp_flops
@@ -27,6 +30,63 @@ def masked_mean(tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return wide.mean(1).astype(tokens.dtype)
     weight = mask.astype(jnp.float32)[..., None]
     return ((wide * weight).sum(1) / jnp.maximum(weight.sum(1), 1)).astype(tokens.dtype)
+
+
+Pooling = Literal["cls", "max", "mean", "mean_sqrt", "weighted_mean", "last"]
+POOLINGS = ("cls", "max", "mean", "mean_sqrt", "weighted_mean", "last")
+
+
+def pool(tokens: jax.Array, mask: jax.Array, how: Pooling) -> jax.Array:
+    """One vector per text from its real tokens, in float32; zeros where no token is real.
+
+      cls            the first token
+      max            the maximum of every feature
+      mean           the mean
+      mean_sqrt      the sum over the square root of the count
+      weighted_mean  the mean with weights 1, 2, 3, ... from the first token on (SGPT, arXiv
+                     2202.08904, equation 2)
+      last           the last token
+
+    Args:
+      tokens: [B, T, D].
+      mask: [B, T] bool, True where a token is real; padding may stand before or behind.
+      how: one of POOLINGS.
+
+    Returns:
+      [B, D] in the dtype of `tokens`.
+
+    Raises:
+      ConfigError: `how` is none of these.
+    """
+    if how not in POOLINGS:
+        raise ConfigError(f"pooling: unknown '{how}'.{nearest(how, POOLINGS)}")
+    if how == "mean":
+        return masked_mean(tokens, mask)
+    length = tokens.shape[1]
+    real = mask.any(1)[:, None]
+    first = mask.argmax(1)[:, None]
+    if how in ("cls", "last"):
+        where = first if how == "cls" else length - 1 - mask[:, ::-1].argmax(1)[:, None]
+        read = jnp.take_along_axis(tokens, where[..., None], axis=1)[:, 0]
+        return jnp.where(real, read, 0)
+    if how == "max":
+        # The least number rather than minus infinity, whose gradient is none.
+        low = jnp.finfo(tokens.dtype).min
+        return jnp.where(real, jnp.where(mask[..., None], tokens, low).max(1), 0)
+    weight = mask.astype(jnp.float32)
+    if how == "weighted_mean":
+        weight *= jnp.arange(1, length + 1) - first
+    total = (tokens.astype(jnp.float32) * weight[..., None]).sum(1)
+    count = jnp.maximum(weight.sum(1, keepdims=True), 1)
+    return (total / (jnp.sqrt(count) if how == "mean_sqrt" else count)).astype(tokens.dtype)
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """Vectors [..., D] scaled to length 1, in float32; a vector of zeros stays one."""
+    wide = vectors.astype(jnp.float32)
+    # Not of the norm, whose gradient at zero is not a number.
+    square = jnp.square(wide).sum(-1, keepdims=True)
+    return wide * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
 class AttentionPool(nn.Module):
