@@ -1,0 +1,202 @@
+"""Heads of transformers' text models: what a file holds beside the encoder, in and out.
+
+A class of transformers with heads is one row (`Heads`): how its file is told from others, which
+objective it is here, and rules for its tensors. A family's module has a tuple of rows, those with
+more heads first, and calls `find` when it reads and `choose` when it writes. `masked_language` and
+`replaced_token` make rows from the names that a family has; another objective makes its own. Names
+of tensors are those in the file: a class with heads has them beside the encoder's, which stand
+under a prefix of the family.
+
+Tying. A tied file may hold a copy of the word table as the decoder's weight, and its bias under two
+names: it is one vector, added once. An untied file of transformers 5 holds two biases, of which
+only the decoder's is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from encoders.checkpoints.formats.mapping import Rule, Tensors, linear, norm, vector
+from encoders.errors import CheckpointError
+
+Fields = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """One class of transformers with heads.
+
+    Attributes:
+      architecture: its name.
+      marks: tensors that files of this class hold and those of later rows do not.
+      objective: name of the objective that it is here.
+      rules: (fields of the model, section of the objective) -> rules of the heads' tensors; raises
+        CheckpointError for a section that it cannot express.
+      section: (tensors, config) -> the objective's section, but for its name.
+      fits: (section) -> whether an objective of that name is this class, or another row's.
+      settings: (section) -> fields of config.json.
+      droppable: (section) -> regex -> reason, for tensors that are left out.
+    """
+
+    architecture: str
+    marks: tuple[str, ...]
+    objective: str
+    rules: Callable[[Fields, Fields], list[Rule]]
+    section: Callable[[Tensors, Fields], dict[str, Any]] = lambda tensors, config: {}
+    fits: Callable[[Fields], bool] = lambda section: True
+    settings: Callable[[Fields], dict[str, Any]] = lambda section: {}
+    droppable: Callable[[Fields], dict[str, str]] = lambda section: {}
+
+
+def find(rows: Sequence[Heads], tensors: Tensors) -> Heads | None:
+    """The row of a file, or None where it has an encoder only, or heads that no row knows."""
+    for row in rows:
+        if all(mark in tensors for mark in row.marks):
+            return row
+    return None
+
+
+def choose(rows: Sequence[Heads], section: Fields, where: str) -> Heads:
+    """The row that an objective is written as.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    for row in rows:
+        if row.objective == section["name"] and row.fits(section):
+            return row
+    known = ", ".join(dict.fromkeys(row.objective for row in rows)) or "none"
+    raise CheckpointError(
+        f"format 'hf': objective={section['name']!r} cannot be expressed for {where} as it is; "
+        f"heads that it has are those of {known}."
+    )
+
+
+def split(tree: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Cuts a tree that was loaded into the encoder's parameters and those of heads' `rules`."""
+    heads = {path.split("/")[0] for rule in rules for path in rule.ours}
+    encoder = {name: value for name, value in tree.items() if name not in heads}
+    return encoder, {name: value for name, value in tree.items() if name in heads}
+
+
+# --- vocabulary heads -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyNames:
+    """What a family calls the parts of its vocabulary head, and how it makes it.
+
+    Attributes:
+      dense, norm: the transform; None where the family has none.
+      decoder: the scores' matrix and its bias.
+      bias: another name of that bias, or None.
+      fixed: fields of `HeadOptions` that are the same for all models of the family, as in `HEAD` of
+        our class.
+    """
+
+    decoder: str
+    dense: str | None = None
+    norm: str | None = None
+    bias: str | None = None
+    fixed: Fields = dataclasses.field(default_factory=dict)
+
+    def is_tied(self, tensors: Tensors, config: Fields) -> bool:
+        """Whether scores are products with the word table, whatever matrix the file holds."""
+        return config.get("tie_word_embeddings", True) or f"{self.decoder}.weight" not in tensors
+
+    def rules(self, fields: Fields, section: Fields, ours: str = "head") -> list[Rule]:
+        """Their head against params[ours], a `VocabularyHead`.
+
+        Raises:
+          CheckpointError: an option of section['head'] that the family has not.
+        """
+        made = {"activation": fields["mlp"], "norm_eps": fields.get("norm_eps"), **self.fixed}
+        given = section.get("head") or {}
+        for option, value in given.items():
+            if option != "tied" and value not in (None, made.get(option, True)):
+                raise CheckpointError(
+                    f"format 'hf': objective.head.{option}={value!r} cannot be expressed for "
+                    f"{fields['name']}: there it is {made.get(option, True)!r}."
+                )
+        vocab, embedding = fields["vocab_size"], fields.get("embedding_dim") or fields["width"]
+        found: list[Rule] = []
+        if self.dense is not None:
+            bias = made.get("dense_bias", True)
+            found += linear(self.dense, f"{ours}/dense", fields["width"], embedding, bias)
+            found += norm(self.norm, f"{ours}/norm", embedding)[: 1 + made.get("norm_bias", True)]
+        if not tied(section):
+            found.append(vector(f"{self.decoder}.weight", f"{ours}/words", (vocab, embedding)))
+        if made.get("bias", True):
+            found.append(self._bias(f"{ours}/bias", vocab, tied(section)))
+        return found
+
+    def _bias(self, ours: str, vocab: int, tied: bool) -> Rule:
+        if self.bias is None or tied:
+            return vector(self.bias or f"{self.decoder}.bias", ours, (vocab,))
+        # transformers 4 has one vector in both places even so; 5 adds the decoder's and ignores the
+        # other. The same in both is right for either.
+        both = tuple((name, (vocab,)) for name in (f"{self.decoder}.bias", self.bias))
+        return Rule(both, (ours,), lambda decoder, _: (decoder,), lambda x: (x, x))
+
+    def copies(self, section: Fields) -> dict[str, str]:
+        """Regex -> reason, for what a tied file may hold twice."""
+        if not tied(section):
+            return {}
+        found = {re.escape(f"{self.decoder}.weight"): "tied: the word table again"}
+        if self.bias is not None:
+            found[re.escape(f"{self.decoder}.bias")] = "tied: the other bias again"
+        return found
+
+
+def tied(section: Fields) -> bool:
+    """Whether the vocabulary head of an objective's section is tied: None and no word of it are."""
+    return (section.get("head") or {}).get("tied") is not False
+
+
+def masked_language(
+    architecture: str, names: VocabularyNames, pair: tuple[str, str] | None = None
+) -> Heads:
+    """A masked-token model.
+
+    Args:
+      architecture: its name.
+      names: of its vocabulary head.
+      pair: the pair task, 'nsp' or 'sop', and the name of its linear layer on the pooled vector.
+    """
+    mark = names.dense or names.decoder
+    marks = (f"{mark}.weight", *((f"{pair[1]}.weight",) if pair else ()))
+
+    def section(tensors: Tensors, config: Fields) -> dict[str, Any]:
+        found = {} if names.is_tied(tensors, config) else {"head": {"tied": False}}
+        return {**found, "pair": pair[0]} if pair else found
+
+    def rules(fields: Fields, section: Fields) -> list[Rule]:
+        found = names.rules(fields, section)
+        return found + (linear(pair[1], "pair_head/scores", fields["width"], 2) if pair else [])
+
+    return Heads(
+        architecture,
+        marks,
+        "masked_language",
+        rules,
+        section,
+        fits=lambda section: section.get("pair") == (pair[0] if pair else None),
+        settings=lambda section: {"tie_word_embeddings": tied(section)},
+        droppable=names.copies,
+    )
+
+
+# --- heads on every token -------------------------------------------------------------------------
+
+
+def replaced_token(architecture: str, dense: str, score: str) -> Heads:
+    """A discriminator of original and replaced tokens: two linear layers, params['head']."""
+
+    def rules(fields: Fields, section: Fields) -> list[Rule]:
+        width = fields["width"]
+        return [*linear(dense, "head/dense", width, width), *linear(score, "head/score", width, 1)]
+
+    return Heads(architecture, (f"{dense}.weight", f"{score}.weight"), "replaced_token", rules)
