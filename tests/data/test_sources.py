@@ -10,10 +10,11 @@ from PIL import Image
 
 from encoders.config import build
 from encoders.data import SOURCES, CorruptExample
+from encoders.data.paths import SAMPLES
 from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.folder import Folder
 from encoders.data.sources.mixture import Mixture
-from encoders.data.sources.sample import SAMPLES, Sample
+from encoders.data.sources.sample import Sample
 from encoders.data.sources.synthetic import Synthetic
 from encoders.data.sources.tar import Tar, load_index
 from encoders.errors import ConfigError, DataError

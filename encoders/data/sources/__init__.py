@@ -7,6 +7,7 @@ from encoders.data.sources.mixture import Mixture
 from encoders.data.sources.sample import Sample
 from encoders.data.sources.synthetic import Synthetic
 from encoders.data.sources.tar import Tar
+from encoders.data.sources.text import Text
 from encoders.data.sources.tfds import Tfds
 
 SOURCES = {
@@ -16,6 +17,7 @@ SOURCES = {
     "sample": Sample,
     "synthetic": Synthetic,
     "tar": Tar,
+    "text": Text,
     "tfds": Tfds,
 }
 
