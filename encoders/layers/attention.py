@@ -19,7 +19,6 @@ from encoders.layers.linear import Linear
 from encoders.layers.norm import LayerNorm
 from encoders.layers.position import rotate
 
-
 KERNELS = ("plain", "fused")
 
 
@@ -119,6 +118,7 @@ class Attention(nn.Module):
       weight_init: a convention of WEIGHT_INITS.
       attention_dropout: rate on the weights, after the softmax.
       kernel: 'plain', or 'fused' for one kernel where there is one (`layers.fused_attention`).
+      out_bias: whether the output has a bias.
     """
 
     num_heads: int
@@ -130,6 +130,7 @@ class Attention(nn.Module):
     weight_init: str = "trunc_normal"
     attention_dropout: float = 0.0
     kernel: str = "plain"
+    out_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -193,7 +194,7 @@ class Attention(nn.Module):
             y = fused_attention(query, key, value, visible(mask, segments), bias)
         else:
             y = dot_product_attention(query, key, value, mask, drop, bias, segments=segments)
-        y = Linear(width, kernel_init=init.kernel, name="out")(y.reshape(x.shape))
+        y = Linear(width, self.out_bias, init.kernel, name="out")(y.reshape(x.shape))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
 

@@ -71,6 +71,12 @@ class Experiment:
                 f"micro-batches; the nearest that can is "
                 f"{max(1, round(rows / (shards * micro))) * shards * micro}."
             )
+        if micro > 1 and self.objective.whole_batch:
+            raise ConfigError(
+                f"hardware.micro_batches: {type(self.objective).__name__} compares the examples of "
+                f"a whole batch, which {micro} parts would change; set it to 1, and model.remat to "
+                "save memory."
+            )
 
     def _bind_evaluator(self, name: str, section: Mapping) -> tuple[Callable, Mapping | None]:
         where = f"evaluators.{name}"

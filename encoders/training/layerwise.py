@@ -21,7 +21,7 @@ from encoders import rules
 from encoders.rules import Rules
 
 # Leaves next to a tower's blocks that come before them: id 0 of layer-wise learning-rate decay.
-_EMBEDDING = re.compile(r"\w*embeddings?|\w*_tokens?|positions")
+_EMBEDDING = re.compile(r"\w*embeddings?|\w*_tokens?|positions|projection")
 _BLOCK = re.compile(r"((?:.*/)?)blocks_(\d+)/.*")
 
 

@@ -35,6 +35,7 @@ from encoders import rules
 from encoders.config import Durations, build
 from encoders.errors import ConfigError
 from encoders.rules import Rules
+from encoders.training.adam import scale_by_adam, scale_by_stable_adam
 from encoders.training.layerwise import (
     Leaf,
     describe,
@@ -260,16 +261,31 @@ class AdamW(Optimizer):
     """Adam (arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101).
 
     mu_dtype is the first moment's; the second stays float32, where bfloat16's 8 bits would drop
-    most increments of a slow average.
+    most increments of a slow average. bias_correction=False is BERT's (`scale_by_adam`).
     """
 
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     mu_dtype: Dtype = "float32"
+    bias_correction: bool = True
 
     def precondition(self, leaves, decay):
-        return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.mu_dtype)
+        return scale_by_adam(self.b1, self.b2, self.eps, self.mu_dtype, self.bias_correction)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StableAdamW(Optimizer):
+    """AdamW whose updates are clipped array by array (arXiv 2304.13013), as of ModernBERT."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-6
+    mu_dtype: Dtype = "float32"
+
+    def precondition(self, leaves, decay):
+        adam = scale_by_stable_adam(self.b1, self.b2, self.eps, self.mu_dtype)
+        return layerwise(adam, leaves)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -341,7 +357,8 @@ class LAMB(Optimizer):
     """LAMB (arXiv 1904.00962): Adam's direction plus decay, scaled to each array's own norm.
 
     Arrays that do not decay are not rescaled, as in the authors' BERT code. The decay is inside the
-    trust ratio, so its only convention is 'lr'.
+    trust ratio, so its only convention is 'lr'. Implementations differ in the bias correction: the
+    paper has it, BERT's first large-batch code had not.
     """
 
     decay_convention: Literal["lr"] = "lr"
@@ -349,13 +366,14 @@ class LAMB(Optimizer):
     b2: float = 0.999
     eps: float = 1e-6
     mu_dtype: Dtype = "float32"
+    bias_correction: bool = True
 
     def decays_itself(self) -> bool:
         return True
 
     def precondition(self, leaves, decay):
         return optax.chain(
-            optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.mu_dtype),
+            scale_by_adam(self.b1, self.b2, self.eps, self.mu_dtype, self.bias_correction),
             _add_decay(self.weight_decay, decay),
             _trust_ratio(optax.scale_by_trust_ratio(), leaves, decay),
         )
@@ -425,7 +443,7 @@ class Muon(Optimizer):
 
         def label(path: str, _: Any) -> str:
             leaf = leaves[path]
-            in_block = re.search(r"(^|/)blocks(_\d+)?/", path)
+            in_block = re.search(r"(^|/)blocks(_\d+|_rest)?/", path)
             return "muon" if in_block and leaf.ndim == 2 and path.endswith("kernel") else "adam"
 
         return optax.partition(
@@ -466,4 +484,5 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "lion": Lion,
     "muon": Muon,
     "sgd": SGD,
+    "stable_adamw": StableAdamW,
 }

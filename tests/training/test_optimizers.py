@@ -107,6 +107,37 @@ def test_adamw_is_that_of_optax():
     assert_same_history(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_without_bias_correction_the_averages_are_taken_as_they_are(name):
+    """At the first step m / sqrt(v) is (1 - b1) / sqrt(1 - b2) of the corrected one."""
+    section = {"name": name, "schedule": CONSTANT, "b1": 0.9, "b2": 0.99, "eps": 1e-30}
+    section["decay_rules"] = ()
+    params = {"norm": {"bias": PARAMS["head"]["kernel"][0]}}  # LAMB rescales what decays only
+    corrected = train(make(params, **section), params, steps=1)[0][0]
+    plain = train(make(params, **section, bias_correction=False), params, steps=1)[0][0]
+    moved = (jax.tree.leaves(x)[0] - jax.tree.leaves(params)[0] for x in (corrected, plain))
+    a, b = (np.asarray(x) for x in moved)
+    np.testing.assert_allclose(b, a * 0.1 / np.sqrt(0.01), rtol=2e-4)
+
+
+def test_stable_adamw_is_adamw_until_a_gradient_outgrows_its_history():
+    def update(optimizer, scales):
+        state, grad = optimizer.init(PARAMS), None
+        for scale in scales:
+            grad = jax.tree.map(lambda x, s=scale: s * jnp.ones_like(x), PARAMS)
+            directions, state = optimizer.update(grad, state, PARAMS)
+        return jax.tree.leaves(directions)[0].ravel()[0]
+
+    section = {"schedule": CONSTANT, "b1": 0.9, "b2": 0.99, "eps": 1e-6}
+    adam, stable = (make(name=name, **section) for name in ("adamw", "stable_adamw"))
+    assert update(stable, [1.0, 1.0]) == pytest.approx(float(update(adam, [1.0, 1.0])), rel=1e-5)
+    # v-hat = (.99 * .01 + .01 * 100) / (1 - .99^2), so RMS = sqrt(100 / v-hat).
+    rms = np.sqrt(100 / ((0.99 * 0.01 + 0.01 * 100) / (1 - 0.99**2)))
+    assert rms > 1
+    ratio = float(update(adam, [1.0, 10.0]) / update(stable, [1.0, 10.0]))
+    assert ratio == pytest.approx(rms, rel=1e-4)
+
+
 def test_decay_conventions_differ_by_the_peak_learning_rate():
     """big_vision's decay w is AdamW's w / lr, along the whole schedule (pitfall 10)."""
     theirs = make(name="adamw", weight_decay=0.1)
