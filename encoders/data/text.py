@@ -14,6 +14,9 @@ from encoders.data.transforms.tokenize import Tokenize
 from encoders.data.vocabulary import Vocabulary
 from encoders.errors import ConfigError
 
+# Fields of a batch that text encoders take by name; the last four are of encoders of code.
+_INPUTS = ("segments", "token_types", "sees_all", "node_spans", "node_sources", "prefix")
+
 
 @dataclasses.dataclass(frozen=True)
 class TextPreprocessing:
@@ -92,9 +95,7 @@ class TextPreprocessing:
 
     def encoder_inputs(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The arguments (positional, by name) that an encoder is called with for a batch."""
-        return (batch["ids"],), {
-            name: batch[name] for name in ("segments", "token_types") if name in batch
-        }
+        return (batch["ids"],), {name: batch[name] for name in _INPUTS if name in batch}
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, the tokenizer with its content."""

@@ -4,7 +4,9 @@ from encoders.models.albert import ALBERT
 from encoders.models.bert import BERT
 from encoders.models.distilbert import DistilBERT
 from encoders.models.electra import ELECTRA
+from encoders.models.graphcodebert import GraphCodeBERT
 from encoders.models.roberta import RoBERTa
+from encoders.models.unixcoder import UniXcoder
 from encoders.models.vit import ViT
 
 MODELS = {
@@ -12,6 +14,8 @@ MODELS = {
     "bert": BERT,
     "distilbert": DistilBERT,
     "electra": ELECTRA,
+    "graphcodebert": GraphCodeBERT,
     "roberta": RoBERTa,
+    "unixcoder": UniXcoder,
     "vit": ViT,
 }

@@ -4,6 +4,7 @@ from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.base import CorruptExample, Source
 from encoders.data.sources.folder import Folder
 from encoders.data.sources.mixture import Mixture
+from encoders.data.sources.python_code import PythonCode
 from encoders.data.sources.sample import Sample
 from encoders.data.sources.synthetic import Synthetic
 from encoders.data.sources.tar import Tar
@@ -14,6 +15,7 @@ SOURCES = {
     "array_record": ArrayRecord,
     "folder": Folder,
     "mixture": Mixture,
+    "python_code": PythonCode,
     "sample": Sample,
     "synthetic": Synthetic,
     "tar": Tar,

@@ -3,6 +3,7 @@
 Those of images take and give pixels as uint8 [H, W, C]; the first may find an encoded file instead.
 """
 
+from encoders.data.transforms.code import Bimodal, DataFlow, PrefixMode
 from encoders.data.transforms.color import ColorJitter, RandomGrayscale
 from encoders.data.transforms.erasing import RandomErasing
 from encoders.data.transforms.geometry import (
@@ -16,6 +17,7 @@ from encoders.data.transforms.geometry import (
 )
 from encoders.data.transforms.rand_augment import RandAugment
 from encoders.data.transforms.tokenize import Tokenize
+from encoders.data.transforms.tokenize_texts import TokenizeTexts
 
 TRANSFORMS = {
     "decode": Decode,
@@ -30,6 +32,10 @@ TRANSFORMS = {
     "random_grayscale": RandomGrayscale,
     "random_erasing": RandomErasing,
     "tokenize": Tokenize,
+    "bimodal": Bimodal,
+    "data_flow": DataFlow,
+    "prefix_mode": PrefixMode,
+    "tokenize_texts": TokenizeTexts,
 }
 
 __all__ = ["TRANSFORMS"]
