@@ -16,6 +16,9 @@ from encoders.errors import ConfigError
 
 Rules = Sequence[tuple[str, Any]]
 
+# Modules of scanned layers, see `layers.stack`, and the number of the first layer in them.
+STACKED = {"blocks": 0, "blocks_rest": 1}
+
 
 def path_string(path: Sequence[Any]) -> str:
     """Turns a jax key path into 'encoder/blocks_0/mlp/fc1/kernel'."""
@@ -30,14 +33,16 @@ def leaf_paths(tree: Any) -> list[str]:
 def layer_names(path: str, array: Any) -> tuple[str, ...] | None:
     """Unrolled names of the layers that a leaf of scanned blocks holds on axis 0; else None.
 
-    'encoder/blocks/norm/bias' [12, D] gives ('encoder/blocks_0/norm/bias', ...).
+    'encoder/blocks/norm/bias' [12, D] gives ('encoder/blocks_0/norm/bias', ...); `blocks_rest` are
+    those after a blocks_0 of its own.
     """
     parts = path.split("/")
-    if "blocks" not in parts:
+    [name] = [part for part in parts if part in STACKED] or [None]
+    if name is None:
         return None
-    at = parts.index("blocks")
+    at, first = parts.index(name), STACKED[name]
     return tuple(
-        "/".join([*parts[:at], f"blocks_{layer}", *parts[at + 1 :]])
+        "/".join([*parts[:at], f"blocks_{first + layer}", *parts[at + 1 :]])
         for layer in range(array.shape[0])
     )
 

@@ -22,7 +22,7 @@ class Block(nn.Module):
     Attributes:
       num_heads: attention heads.
       mlp_dim: hidden size of the MLP.
-      mlp: 'gelu', 'gelu_tanh', 'quick_gelu' or 'swiglu'.
+      mlp: 'gelu', 'swiglu' or another kind of `Mlp`.
       qkv_bias, mlp_bias, norm_bias: which layers have biases.
       norm_eps: of the layer norms.
       qk_norm: layer norm of queries and keys.
@@ -35,6 +35,7 @@ class Block(nn.Module):
       attention_dropout: rate on the attention's weights.
       mlp_dropout: rate after the MLP's activation, where it is not `dropout`.
       attention: makes the attention from the fields of `Attention`, such as a subclass of it.
+      attention_norm: False leaves out norm1, for a first block after a norm (ModernBERT).
     """
 
     num_heads: int
@@ -53,6 +54,7 @@ class Block(nn.Module):
     attention_dropout: float = 0.0
     mlp_dropout: float | None = None
     attention: Callable[..., nn.Module] = Attention
+    attention_norm: bool = True
 
     @nn.compact
     def __call__(
@@ -115,7 +117,7 @@ class Block(nn.Module):
         if self.post_norm:
             x = norm("norm1")(x + branch(attention(x, train=train, **context), 1))
             return norm("norm2")(x + branch(mlp(x, train=train), 2))
-        y = norm("norm1")(x)
+        y = norm("norm1")(x) if self.attention_norm else x
         attended = branch(attention(y, train=train, **context), 1)
         if self.parallel:
             return x + attended + branch(mlp(y, train=train), 2)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.norm import LayerNorm
+from encoders.layers.position import sincos1d
 
 
 class TextEmbeddings(nn.Module):
@@ -24,6 +25,8 @@ class TextEmbeddings(nn.Module):
         padding id has position pad_id (RoBERTa); None counts all of them from 0.
       norm_eps: of the layer norm.
       dropout: rate after the norm; stream 'dropout'.
+      positions: 'learned', 'sinusoidal' (a fixed table), or anything else for no such table.
+      norm_bias: whether the norm has a bias.
     """
 
     vocab_size: int
@@ -33,6 +36,8 @@ class TextEmbeddings(nn.Module):
     pad_id: int | None = None
     norm_eps: float = 1e-12
     dropout: float = 0.0
+    positions: str = "learned"
+    norm_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -41,6 +46,7 @@ class TextEmbeddings(nn.Module):
         token_types: jax.Array | None = None,
         positions: jax.Array | None = None,
         *,
+        average: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
         """Embeds ids.
@@ -49,6 +55,8 @@ class TextEmbeddings(nn.Module):
           ids: [B, T] int32.
           token_types: [B, T] int32; None means 0.
           positions: [B, T] int32 rows of the position table; None counts them as `pad_id` says.
+          average: [B, N, T] bool, of the last N tokens: in place of its own word's vector, each has
+            the mean of the words' vectors of the tokens where it is True, or zeros if it nowhere is.
           train: whether dropout is on.
 
         Returns:
@@ -58,20 +66,30 @@ class TextEmbeddings(nn.Module):
         def table(name: str, rows: int) -> jax.Array:
             return self.param(name, trunc_normal(0.02), (rows, self.embedding_dim))
 
-        places = table("positions", self.num_positions)
         x = jnp.take(table("words", self.vocab_size), ids, axis=0)
+        if average is not None:
+            share = average / jnp.maximum(average.sum(-1, keepdims=True), 1)
+            means = jnp.einsum("bnt,bte->bne", share.astype(x.dtype), x)
+            x = jnp.concatenate([x[:, : -average.shape[1]], means], axis=1)
         if self.num_token_types:
             types = table("token_types", self.num_token_types)
             x = x + (types[0] if token_types is None else jnp.take(types, token_types, axis=0))
-        if positions is None and self.pad_id is None:
-            x = x + places[: ids.shape[1]]
-        else:
-            if positions is None:
-                real = (ids != self.pad_id).astype(jnp.int32)
-                positions = jnp.cumsum(real, axis=1) * real + self.pad_id
-            x = x + jnp.take(places, positions, axis=0)
-        x = LayerNorm(self.norm_eps, name="norm")(x)
+        if self.positions == "learned":
+            x = x + self._placed(table("positions", self.num_positions), ids, positions)
+        elif self.positions == "sinusoidal":
+            fixed = jnp.asarray(sincos1d(self.num_positions, self.embedding_dim), x.dtype)
+            x = x + self._placed(fixed, ids, positions)
+        x = LayerNorm(self.norm_eps, self.norm_bias, name="norm")(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def _placed(self, rows: jax.Array, ids: jax.Array, positions: jax.Array | None) -> jax.Array:
+        """The row of each token's position: [T, E] or [B, T, E]."""
+        if positions is None and self.pad_id is None:
+            return rows[: ids.shape[1]]
+        if positions is None:
+            real = (ids != self.pad_id).astype(jnp.int32)
+            positions = jnp.cumsum(real, axis=1) * real + self.pad_id
+        return jnp.take(rows, positions, axis=0)
 
 
 def restarted_positions(segments: jax.Array) -> jax.Array:

@@ -60,14 +60,20 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
+# Of gated linear units (arXiv 2002.05202), the activation of the gate.
+GATED: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": gelu,
+    "geglu_tanh": gelu_tanh,
+}
 
 
 class Mlp(nn.Module):
-    """fc2(act(fc1(x))), or fc2(silu(gate(x)) * fc1(x)) for 'swiglu' (arXiv 2002.05202).
+    """fc2(act(fc1(x))), or fc2(act(gate(x)) * fc1(x)) for a kind of GATED.
 
     Attributes:
       mlp_dim: size of the hidden layer.
-      kind: an activation of ACTIVATIONS, or 'swiglu'.
+      kind: an activation of ACTIVATIONS, or a gated linear unit of GATED.
       use_bias: whether the layers have biases.
       dropout: rate after the activation and after fc2; stream 'dropout'.
       weight_init: a convention of WEIGHT_INITS.
@@ -89,13 +95,13 @@ class Mlp(nn.Module):
         def linear(features: int, name: str) -> Linear:
             return Linear(features, self.use_bias, init.kernel, init.mlp_bias, name=name)
 
-        if self.kind == "swiglu":
+        if self.kind in GATED:
             gate = linear(self.mlp_dim, "gate")(x)
-            y = jax.nn.silu(gate) * linear(self.mlp_dim, "fc1")(x)
+            y = GATED[self.kind](gate) * linear(self.mlp_dim, "fc1")(x)
         elif self.kind in ACTIVATIONS:
             y = ACTIVATIONS[self.kind](linear(self.mlp_dim, "fc1")(x))
         else:
-            known = [*ACTIVATIONS, "swiglu"]
+            known = [*ACTIVATIONS, *GATED]
             raise ConfigError(f"mlp: unknown kind '{self.kind}'.{nearest(self.kind, known)}")
         hidden = self.dropout if self.hidden_dropout is None else self.hidden_dropout
         y = nn.Dropout(hidden, deterministic=not train)(y)
@@ -105,4 +111,4 @@ class Mlp(nn.Module):
 
 def mlp_flops(tokens: int, width: int, mlp_dim: int, kind: str) -> float:
     """Forward FLOPs of one Mlp on that many tokens; a multiply-add counts as two."""
-    return 2.0 * tokens * width * mlp_dim * (3 if kind == "swiglu" else 2)
+    return 2.0 * tokens * width * mlp_dim * (3 if kind in GATED else 2)

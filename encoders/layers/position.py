@@ -1,4 +1,7 @@
-"""Positions on a two-dimensional grid: learned and resized, fixed sin-cos, and rotary."""
+"""Positions in a row or on a grid: learned and resized, fixed sin-cos, and rotary.
+
+Those that depend on the distance of two tokens only are in `relative`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,31 @@ import numpy as np
 from encoders.errors import ConfigError
 
 # --- fixed sin-cos ------------------------------------------------------------------------------
+
+
+def sincos1d(length: int, width: int, temperature: float = 10000.0) -> np.ndarray:
+    """The fixed positions of the first transformer (arXiv 1706.03762, section 3.5).
+
+    Channels are [sin(t w_0), cos(t w_0), sin(t w_1), cos(t w_1), ...] with w_i =
+    temperature^-(2i / width), for tokens t from 0.
+
+    Returns:
+      float32 [length, width].
+
+    Raises:
+      ConfigError: the width is odd.
+    """
+    sin, cos = _turns(length, width, temperature)
+    return np.stack([sin, cos], axis=-1).reshape(length, width)
+
+
+def _turns(length: int, width: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sines and cosines of t temperature^-(2i / width), float32 [length, width / 2]."""
+    if width % 2:
+        raise ConfigError(f"positions: sines and cosines need an even size, got {width}.")
+    omega = temperature ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+    angles = np.arange(length, dtype=np.float64)[:, None] * omega
+    return np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
 
 
 def sincos2d(
@@ -99,6 +127,22 @@ def resize_positions(
 # --- rotary -------------------------------------------------------------------------------------
 
 
+def rotary1d(
+    length: int, head_dim: int, temperature: float = 10000.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sines and cosines for tokens in a row (arXiv 2104.09864), channel i paired with i + d/2.
+
+    That pairing is GPT-NeoX's, and so that of ModernBERT's weights.
+
+    Returns:
+      (sin, cos), each float32 [length, head_dim / 2].
+
+    Raises:
+      ConfigError: the head's size is odd.
+    """
+    return _turns(length, head_dim, temperature)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rotary:
     """Axial rotary positions as timm's `RotaryEmbeddingCat` computes them for its ViTs and EVAs.
@@ -167,16 +211,23 @@ def rotary_of_tokens(
 
 
 def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Turns neighbouring channel pairs of x [B, T, H, d]: (a, b) -> (a cos - b sin, b cos + a sin).
+    """Turns pairs of channels of x [B, T, H, d]: (a, b) -> (a cos - b sin, b cos + a sin).
 
     Args:
       x: queries or keys.
-      sin, cos: [T, d] or [B, T, d]; where the angle is zero (prefix tokens) x is left as it is.
+      sin, cos: [T, d] or [B, T, d], every value twice in a row, for neighbouring pairs; [T, d/2] or
+        [B, T, d/2] for pairs of a channel in the first half and one in the second. Where the angle
+        is zero (prefix tokens) x is left as it is.
 
     Returns:
       [B, T, H, d] in x's dtype, computed in float32.
     """
     y = x.astype(jnp.float32)
+    sin, cos = sin[..., None, :], cos[..., None, :]
+    if 2 * sin.shape[-1] == x.shape[-1]:
+        a, b = jnp.split(y, 2, axis=-1)
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return turned.astype(x.dtype)
     pairs = y.reshape(*y.shape[:-1], -1, 2)
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(y.shape)
-    return (y * cos[..., None, :] + turned * sin[..., None, :]).astype(x.dtype)
+    return (y * cos + turned * sin).astype(x.dtype)

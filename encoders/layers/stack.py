@@ -32,7 +32,8 @@ class Stack(nn.Module):
     Unrolled, the blocks' parameters are in blocks_0, blocks_1, ...; scanned, in one `blocks` whose
     leaves have the layer as their first axis, which keeps compile time independent of depth. The
     two compute the same: `stack_layers` and `unstack_layers` convert the parameters. Shared, all
-    layers have the parameters of blocks_0, scanned or not.
+    layers have the parameters of blocks_0, scanned or not. A first block of its own is blocks_0 and
+    is not scanned; the others, scanned, are `blocks_rest`.
 
     Attributes:
       depth: number of blocks.
@@ -42,6 +43,9 @@ class Stack(nn.Module):
       scan: whether to scan over the blocks rather than unroll them.
       remat: a policy of REMAT.
       shared: one block is applied `depth` times, as in ALBERT (arXiv 1909.11942, section 3.1).
+      first: makes the first block, where it has other parameters than the rest.
+      kinds: for each layer, which of the `kind_context` it is given (attention that is local in
+        some layers); None where all are given the same.
     """
 
     depth: int
@@ -50,6 +54,8 @@ class Stack(nn.Module):
     scan: bool = False
     remat: str = "none"
     shared: bool = False
+    first: Callable[..., nn.Module] | None = None
+    kinds: tuple[int, ...] | None = None
 
     @nn.compact
     def __call__(
@@ -58,6 +64,7 @@ class Stack(nn.Module):
         *,
         train: bool = False,
         layers: Sequence[int] | Literal["all"] = (),
+        kind_context: Sequence[Mapping[str, Any]] = (),
         **context: Any,
     ) -> tuple[jax.Array, dict[int, jax.Array]]:
         """Applies the blocks.
@@ -66,6 +73,7 @@ class Stack(nn.Module):
           x: [B, T, D].
           train: whether dropout and drop path are on.
           layers: blocks whose outputs to return, negative ones counted from the end, or 'all'.
+          kind_context: by kind, what the blocks of that kind are given besides; of equal shapes.
           **context: what every block is given besides: mask, rotary, bias, ...
 
         Returns:
@@ -79,35 +87,65 @@ class Stack(nn.Module):
         wanted = resolve_layers(layers, self.depth)
         scales = self._branch_scales(x.shape[0]) if train and self.drop_path else None
 
-        def apply(block: nn.Module, x: jax.Array, scale: jax.Array | None):
-            y = block(x, branch_scale=scale, train=train, **context)
-            return y, (y if wanted and self.scan else None)
+        def given(own: Mapping[str, Any]) -> Callable:
+            """A function that applies a block whose layer is given `own` besides."""
 
-        if REMAT[self.remat] is not None:
-            # Inside a scan XLA cannot merge the two computations anyway, so its guard is left off.
-            apply = nn.remat(apply, policy=REMAT[self.remat], prevent_cse=not self.scan)
-        if not self.scan:
-            hidden = {}
-            block = self.block(name="blocks_0")
-            for layer in range(self.depth):
-                if layer and not self.shared:
-                    block = self.block(name=f"blocks_{layer}")
-                scale = None if scales is None else scales[layer]
-                x, _ = apply(block, x, scale)
-                if layer in wanted:
-                    hidden[layer] = x
-            return x, {layer: hidden[layer] for layer in wanted}
+            def apply(block: nn.Module, x: jax.Array, scale: jax.Array | None) -> jax.Array:
+                return block(x, branch_scale=scale, train=train, **context, **own)
+
+            if REMAT[self.remat] is None:
+                return apply
+            # Inside a scan XLA cannot merge the two computations anyway: its guard is left off.
+            return nn.remat(apply, policy=REMAT[self.remat], prevent_cse=not self.scan)
+
+        kinds = None if self.kinds is None else np.asarray(self.kinds, np.int32)
+        hidden = {}
+        block, unrolled = None, self.depth
+        if self.scan:
+            unrolled = 0 if self.first is None else 1
+        for layer in range(unrolled):
+            if block is None or not self.shared:
+                make = self.first if layer == 0 and self.first is not None else self.block
+                block = make(name=f"blocks_{layer}")
+            own = {} if kinds is None else kind_context[kinds[layer]]
+            x = given(own)(block, x, None if scales is None else scales[layer])
+            hidden[layer] = x
+        if unrolled < self.depth:
+            rest = jax.tree.map(lambda leaf: leaf[unrolled:], (scales, kinds))
+            x, outputs = self._scan(x, rest, given, kind_context, bool(wanted))
+            hidden |= {layer: outputs[layer - unrolled] for layer in wanted if layer >= unrolled}
+        return x, {layer: hidden[layer] for layer in wanted}
+
+    def _scan(
+        self,
+        x: jax.Array,
+        per_layer: tuple[jax.Array | None, np.ndarray | None],
+        given: Callable,
+        kind_context: Sequence[Mapping[str, Any]],
+        keep: bool,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The scanned blocks' last output and, to keep, that of each [layers, B, T, D]."""
+        length = self.depth if self.first is None else self.depth - 1
+
+        def step(block: nn.Module, x: jax.Array, own: tuple) -> tuple[jax.Array, Any]:
+            scale, kind = own
+            # Layers that differ are one program: each picks its own of what all kinds are given.
+            picked = {}
+            if kind is not None:
+                picked = jax.tree.map(lambda *every: jnp.stack(every)[kind], *kind_context)
+            y = given(picked)(block, x, scale)
+            return y, (y if keep else None)
+
         scanned = nn.scan(
-            apply,
+            step,
             variable_axes={} if self.shared else {"params": 0},
             variable_broadcast="params" if self.shared else False,
             split_rngs={"params": not self.shared, "dropout": True},
             in_axes=0,
-            length=self.depth,
+            length=length,
         )
-        block = self.block(name="blocks_0" if self.shared else "blocks")
-        x, outputs = scanned(block, x, scales)
-        return x, {layer: outputs[layer] for layer in wanted}
+        name = "blocks_0" if self.shared else "blocks" if self.first is None else "blocks_rest"
+        return scanned(self.block(name=name), x, per_layer)
 
     def _branch_scales(self, batch: int) -> jax.Array:
         """[depth, 2, B]: 0 where a branch is dropped, 1 / (1 - rate) where it is kept."""
@@ -133,6 +171,7 @@ def resolve_layers(layers: Sequence[int] | Literal["all"], depth: int) -> tuple[
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Turns blocks_0, blocks_1, ... into one `blocks` with a leading layer axis, all over a tree.
 
+    Where blocks_0 has other parameters than the rest, it is left and the rest is `blocks_rest`.
     Works on nested dicts of jax or numpy arrays; a tree without such blocks comes back equal.
     """
     if not isinstance(params, Mapping):
@@ -145,8 +184,10 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         else:
             result[name] = stack_layers(value)
     if layers:
-        ordered = [layers[index] for index in range(len(layers))]
-        result["blocks"] = jax.tree.map(lambda *leaves: _module_of(leaves).stack(leaves), *ordered)
+        name, ordered = "blocks", [layers[index] for index in range(len(layers))]
+        if jax.tree.structure(ordered[0]) != jax.tree.structure(ordered[-1]):
+            name, result["blocks_0"] = "blocks_rest", ordered.pop(0)
+        result[name] = jax.tree.map(lambda *leaves: _module_of(leaves).stack(leaves), *ordered)
     return result
 
 
@@ -156,10 +197,11 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         return params
     result = {}
     for name, value in params.items():
-        if name == "blocks":
-            depth = jax.tree.leaves(value)[0].shape[0]
-            for layer in range(depth):
-                result[f"blocks_{layer}"] = jax.tree.map(lambda leaf, i=layer: leaf[i], value)
+        if name in ("blocks", "blocks_rest"):
+            before = int(name == "blocks_rest")
+            for layer in range(jax.tree.leaves(value)[0].shape[0]):
+                one = jax.tree.map(lambda leaf, i=layer: leaf[i], value)
+                result[f"blocks_{before + layer}"] = one
         else:
             result[name] = unstack_layers(value)
     return result

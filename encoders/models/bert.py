@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from encoders.errors import ConfigError, nearest
+from encoders.layers.attention import Attention
 from encoders.layers.block import Block, block_flops
 from encoders.layers.embedding import TextEmbeddings, restarted_positions
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
+from encoders.layers.norm import LayerNorm
 from encoders.layers.pooling import masked_mean
+from encoders.layers.position import rotary1d
+from encoders.layers.relative import RelativeBias, alibi
 from encoders.layers.stack import Stack
 from encoders.types import Encoded
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+Activation = Literal[
+    "gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "swiglu", "geglu", "geglu_tanh"
+]
+Positions = Literal["learned", "sinusoidal", "relative_bias", "rotary", "alibi", "none"]
 Pool = Literal["pooler", "cls", "mean", "none"]
 
 
@@ -47,21 +54,29 @@ class TextSize:
 
 
 class BERT(nn.Module):
-    """Bidirectional encoder of token ids: embeddings, post-norm blocks, and pooling.
+    """Bidirectional encoder of token ids: embeddings, blocks, and pooling.
 
     Attributes:
       variant: a size of SIZES.
       width, depth, mlp_dim, num_heads, embedding_dim: override the variant's.
       vocab_size: ids go from 0 to vocab_size - 1.
       max_length: tokens that there are positions for.
+      positions: 'learned' and 'sinusoidal' (fixed) are added to the words, 'rotary' turns queries
+        and keys, 'relative_bias' (T5's, one table for all layers) and 'alibi' are added to the
+        scores; or 'none'.
+      rotary_temperature: base of the frequencies of 'rotary'.
       num_token_types: segments that are told apart; 0 for none.
       pad_id: how positions are counted, see `TextEmbeddings`; it masks nothing, `mask` does.
       pool: 'pooler' (tanh of a linear layer on the first token), 'cls' (the first token), 'mean' of
         the real tokens, or 'none'.
-      mlp: activation of the MLP.
+      mlp: activation of the MLP, or kind of a gated one (see `Mlp`).
+      pre_norm: the norms of a block come before attention and MLP, and one more after the last
+        block (arXiv 2002.04745).
+      qkv_bias, out_bias, mlp_bias, norm_bias: which layers have biases; `out` is the attention's.
       norm_eps: of all layer norms.
       dropout: rate after the embeddings and on the branches' outputs; stream 'dropout'.
       attention_dropout: rate on the attention's weights.
+      attention_kernel: 'plain' or 'fused', see `Attention`.
       shared: all layers have the same parameters.
       scan, remat: see `Stack`.
     """
@@ -74,13 +89,21 @@ class BERT(nn.Module):
     embedding_dim: int | None = None
     vocab_size: int = 30522
     max_length: int = 512
+    positions: Positions = "learned"
+    rotary_temperature: float = 10000.0
     num_token_types: int = 2
     pad_id: int | None = None
     pool: Pool = "pooler"
     mlp: Activation = "gelu"
+    pre_norm: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    norm_bias: bool = True
     norm_eps: float = 1e-12
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    attention_kernel: Literal["plain", "fused"] = "plain"
     shared: bool = False
     scan: bool = False
     remat: str = "none"
@@ -132,6 +155,8 @@ class BERT(nn.Module):
             self.pad_id,
             self.norm_eps,
             self.dropout,
+            self.positions,
+            self.norm_bias,
         )
 
     def embed(
@@ -191,7 +216,7 @@ class BERT(nn.Module):
         """
         if segments is not None and mask is not None:
             raise ConfigError("model: takes a mask or segments, not both.")
-        size = self.size
+        size, length = self.size, ids.shape[1]
         if embedded is None:
             extra = {"segments": segments, "token_types": token_types, "positions": positions}
             embedded = self.embed(ids, **extra, train=train)
@@ -204,9 +229,12 @@ class BERT(nn.Module):
         if size.embedding_dim != size.width:
             kernel = weight_init("trunc_normal").kernel
             x = Linear(size.width, kernel_init=kernel, name="projection")(x)
-        stack = Stack(size.depth, self._block(size), 0.0, self.scan, self.remat, self.shared)
+        stack = self._stack(size)
         nn.share_scope(self, stack)
-        x, hidden = stack(x, mask=mask, segments=segments, train=train, layers=layers)
+        places = self._places(length, segments, positions)
+        x, hidden = stack(x, mask=mask, segments=segments, train=train, layers=layers, **places)
+        if self.pre_norm:
+            x = LayerNorm(self.norm_eps, self.norm_bias, name="norm")(x)
         return Encoded(x, real, self._pool(x, real), hidden)
 
     def _check(self, ids: jax.Array, token_types: jax.Array | None) -> None:
@@ -223,18 +251,60 @@ class BERT(nn.Module):
         if token_types is not None and not self.num_token_types:
             raise ConfigError(f"model: {type(self).__name__} has no token types.")
 
+    def _stack(self, size: TextSize) -> Stack:
+        return Stack(size.depth, self._block(size), 0.0, self.scan, self.remat, self.shared)
+
     def _block(self, size: TextSize) -> functools.partial:
         return functools.partial(
             Block,
             num_heads=size.num_heads,
             mlp_dim=size.mlp_dim,
             mlp=self.mlp,
+            qkv_bias=self.qkv_bias,
+            mlp_bias=self.mlp_bias,
+            norm_bias=self.norm_bias,
             norm_eps=self.norm_eps,
             dropout=self.dropout,
-            post_norm=True,
+            post_norm=not self.pre_norm,
             attention_dropout=self.attention_dropout,
             mlp_dropout=0.0,
+            attention=self._attention(),
         )
+
+    def _attention(self) -> Callable[..., nn.Module]:
+        return functools.partial(Attention, kernel=self.attention_kernel, out_bias=self.out_bias)
+
+    def _places(
+        self, length: int, segments: jax.Array | None, positions: jax.Array | None
+    ) -> dict[str, Any]:
+        """What the blocks are given to know where tokens stand, beyond what was added to them."""
+        heads = self.size.num_heads
+        if self.positions == "alibi":
+            return {"bias": alibi(heads, length, positions)}
+        if self.positions == "relative_bias":
+            # Named so that layer-wise learning rates take it for what comes before the blocks.
+            bias = RelativeBias(heads, name="relative_embeddings")
+            return {"bias": bias(length, positions)}
+        if self.positions == "rotary":
+            return {"rotary": self._turns(self.rotary_temperature, length, segments, positions)}
+        return {}
+
+    def _turns(
+        self,
+        temperature: float,
+        length: int,
+        segments: jax.Array | None,
+        positions: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(sin, cos) that the tokens' queries and keys are turned by, [T, d/2] or [B, T, d/2]."""
+        head_dim = self.size.width // self.size.num_heads
+        rows = length if positions is None else self.max_length
+        tables = [jnp.asarray(table) for table in rotary1d(rows, head_dim, temperature)]
+        if positions is None and segments is not None:
+            positions = restarted_positions(segments)
+        if positions is not None:
+            tables = [jnp.take(table, positions, axis=0) for table in tables]
+        return tables[0], tables[1]
 
     def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array | None:
         if self.pool == "pooler":

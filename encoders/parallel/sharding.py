@@ -39,7 +39,7 @@ TENSOR_RULES: rules.Rules = (
 # has the batch's rows, and the tokens between blocks and inside them. Tokens that `sequence` does
 # not divide (197 of them) are padded by the partitioner, which changes no result.
 ACTIVATION_RULES: rules.Rules = (
-    (r"(.*/)?blocks(_\d+)?(/.*)?", (BATCH_AXES, "sequence")),
+    (r"(.*/)?blocks(_\d+|_rest)?(/.*)?", (BATCH_AXES, "sequence")),
     (r".*", (BATCH_AXES,)),
 )
 
@@ -87,7 +87,7 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, axes: tuple, min_size: 
 
 def is_stacked(path: str) -> bool:
     """True for a leaf of scanned layers, whose axis 0 counts layers."""
-    return "blocks" in path.split("/")
+    return not rules.STACKED.keys().isdisjoint(path.split("/"))
 
 
 def like_parameters(tree: Any, params: Any, specs: Any) -> Any:
