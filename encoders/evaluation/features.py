@@ -1,6 +1,7 @@
 """Features of a frozen network: the input of every probe, extracted once and shared.
 
-One pass over a source gives [N, D] float32 features and [N] labels on the host. The evaluators of a
+One pass over a source gives [N, D] float32 features, of one or several layers, and [N] labels on
+the host. The evaluators of a
 run share an extractor, so that a kNN and a linear probe of one checkpoint on the same data cost one
 pass, and one compilation.
 """
@@ -25,6 +26,7 @@ from jax.sharding import Mesh
 from encoders.data import Preprocessing, Source
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
+from encoders.parallel.mesh import to_host
 from encoders.types import Encoded
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,18 @@ def pixels(images: jax.Array) -> jax.Array:
     return images.reshape(images.shape[0], -1).astype(jnp.float32)
 
 
+class _Entry(NamedTuple):
+    """Features that are remembered, and the arrays that they were made with."""
+
+    key: tuple
+    references: list[weakref.ref]
+    found: tuple[Labelled, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(labelled.features.nbytes for labelled in self.found)
+
+
 class FeatureExtractor:
     """Extracts features on the mesh, and remembers the last ones.
 
@@ -108,15 +122,23 @@ class FeatureExtractor:
         self.mesh = mesh
         self.cache_bytes = cache_bytes
         self._compiled: list[tuple[tuple, Callable]] = []
-        self._cache: collections.deque[tuple[tuple, list[weakref.ref], Labelled]] = (
-            collections.deque()
-        )
+        self._cache: collections.deque[_Entry] = collections.deque()
 
     def encoder(
         self, module: nn.Module, variables: Mapping[str, Any], split: Split, feature: Feature
     ) -> Labelled:
         """Features of an encoder with given weights."""
-        return self._extract(("encoder", module, feature), variables, split, keep=variables)
+        return self.encoder_features(module, variables, split, (feature,))[0]
+
+    def encoder_features(
+        self,
+        module: nn.Module,
+        variables: Mapping[str, Any],
+        split: Split,
+        features: tuple[Feature, ...],
+    ) -> tuple[Labelled, ...]:
+        """Several features of an encoder with given weights, in one pass over the data."""
+        return self._extract(("encoder", module, features), variables, split, keep=variables)
 
     def random(
         self,
@@ -131,15 +153,22 @@ class FeatureExtractor:
         def variables() -> Any:
             return self._random_variables(module, like, seed)
 
-        return self._extract(("encoder", module, feature), variables, split, keep=("random", seed))
+        which = "encoder", module, (feature,)
+        return self._extract(which, variables, split, keep=("random", seed))[0]
 
     def pixels(self, split: Split) -> Labelled:
         """Raw pixels as features; see `pixels`."""
-        return self._extract(("pixels", None, None), {}, split, keep=("pixels",))
+        return self._extract(("pixels", None, ()), {}, split, keep=("pixels",))[0]
+
+    def ids(self, split: Split) -> Labelled:
+        """Token ids [N, T] int32 as features, -1 for padding and special tokens."""
+        return self._extract(("ids", None, ()), {}, split, keep=("ids",))[0]
 
     # --- how ----------------------------------------------------------------------------------
 
-    def _extract(self, which: tuple, variables: Any, split: Split, keep: Any) -> Labelled:
+    def _extract(
+        self, which: tuple, variables: Any, split: Split, keep: Any
+    ) -> tuple[Labelled, ...]:
         leaves = jax.tree.leaves(keep) if isinstance(keep, Mapping) else []
         key = (*which, split.name, split.dtype, None if leaves else keep)
         found = self._recall(key, leaves)
@@ -149,26 +178,32 @@ class FeatureExtractor:
             found = self._run(self._compile(which, split.dtype), variables, split)
             seconds = time.perf_counter() - began
             name = which[0] if leaves else keep[0]
-            logger.info(
-                "%d %s features of %d numbers in %.1f s",
-                len(found.labels), name, found.features.shape[1], seconds,
-            )  # fmt: skip
+            numbers = sum(labelled.features.shape[1] for labelled in found)
+            examples = len(found[0].labels)
+            logger.info("%d %s features of %d numbers in %.1f s", examples, name, numbers, seconds)
             self._remember(key, leaves, found)
         return found
 
     def _compile(self, which: tuple, dtype: DType) -> Callable:
         """The jitted extraction."""
-        kind, module, feature = which
+        kind, module, features = which
 
-        def extract(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
-            if kind == "pixels":
-                vectors = pixels(batch["image"])
-            else:
-                asked = {} if isinstance(feature, str) else {"layers": (feature,)}
-                inputs, named = encoder_inputs(module, self.preprocessing, batch)
-                vectors = select(module.apply(variables, *inputs, **named, **asked), feature)
+        def extract(variables: Any, batch: Mapping[str, jax.Array]) -> tuple:
             if "label" not in batch:
                 raise DataError("probes need labels; the examples of this source have none.")
+            if kind == "encoder":
+                layers = tuple(feature for feature in features if isinstance(feature, int))
+                asked = {"layers": layers} if layers else {}
+                inputs, named = encoder_inputs(module, self.preprocessing, batch)
+                encoded = module.apply(variables, *inputs, **named, **asked)
+                vectors = tuple(select(encoded, feature) for feature in features)
+            elif kind == "pixels":
+                vectors = (pixels(_field(batch, "image", kind)),)
+            else:
+                ids = _field(batch, "ids", "bag_of_words")
+                special = jnp.asarray(self.preprocessing.special.special_ids)
+                word = (batch["segments"] > 0) & ~jnp.isin(ids, special)
+                vectors = (jnp.where(word, ids, -1),)
             return vectors, batch["label"], batch["valid"]
 
         return self._once(
@@ -184,13 +219,18 @@ class FeatureExtractor:
         self._compiled.append((key, function))
         return function
 
-    def _run(self, function: Callable, variables: Any, split: Split) -> Labelled:
+    def _run(self, function: Callable, variables: Any, split: Split) -> tuple[Labelled, ...]:
         pending: collections.deque = collections.deque()
         parts: list[tuple[np.ndarray, ...]] = []
 
         def collect() -> None:
-            vectors, labels, valid = (np.asarray(jax.device_get(x)) for x in pending.popleft())
-            parts.append((vectors[valid], labels[valid].astype(np.int32)))
+            vectors, labels, valid = to_host(pending.popleft())
+            if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+                raise DataError(
+                    f"probes need one class per example, an integer; these labels are "
+                    f"{labels.dtype} {list(labels.shape[1:])}."
+                )
+            parts.append((labels[valid].astype(np.int32), *(x[valid] for x in vectors)))
 
         for batch in batches(split.source, self.preprocessing, split.batch_size, self.mesh):
             pending.append(function(variables, batch))
@@ -198,7 +238,8 @@ class FeatureExtractor:
                 collect()
         while pending:
             collect()
-        return Labelled(*map(np.concatenate, zip(*parts, strict=True)))
+        labels, *vectors = map(np.concatenate, zip(*parts, strict=True))
+        return tuple(Labelled(x, labels) for x in vectors)
 
     def _random_variables(self, module: nn.Module, like: Mapping[str, Any], seed: int) -> Any:
         example = self.preprocessing.example_batch(1)
@@ -223,23 +264,35 @@ class FeatureExtractor:
 
     # --- memory -------------------------------------------------------------------------------
 
-    def _recall(self, key: tuple, leaves: list[Any]) -> Labelled | None:
-        for known, references, features in self._cache:
-            same = len(references) == len(leaves) and all(
-                reference() is leaf for reference, leaf in zip(references, leaves, strict=True)
+    def _recall(self, key: tuple, leaves: list[Any]) -> tuple[Labelled, ...] | None:
+        for entry in self._cache:
+            same = len(entry.references) == len(leaves) and all(
+                reference() is leaf
+                for reference, leaf in zip(entry.references, leaves, strict=True)
             )
-            if same and known == key:
-                return features
+            if same and entry.key == key:
+                return entry.found
         return None
 
-    def _remember(self, key: tuple, leaves: list[Any], features: Labelled) -> None:
+    def _remember(self, key: tuple, leaves: list[Any], found: tuple[Labelled, ...]) -> None:
         """Keeps features as long as the very arrays they were made with are alive."""
         alive = [
-            entry for entry in self._cache if all(reference() is not None for reference in entry[1])
+            entry
+            for entry in self._cache
+            if all(reference() is not None for reference in entry.references)
         ]
         self._cache = collections.deque(alive)
-        if features.features.nbytes > self.cache_bytes:
+        new = _Entry(key, [weakref.ref(leaf) for leaf in leaves], found)
+        if new.nbytes > self.cache_bytes:
             return
-        self._cache.append((key, [weakref.ref(leaf) for leaf in leaves], features))
-        while sum(entry[2].features.nbytes for entry in self._cache) > self.cache_bytes:
+        self._cache.append(new)
+        while sum(entry.nbytes for entry in self._cache) > self.cache_bytes:
             self._cache.popleft()
+
+
+def _field(batch: Mapping[str, jax.Array], field: str, baseline: str) -> jax.Array:
+    if field not in batch:
+        raise ConfigError(
+            f"baselines: '{baseline}' needs '{field}', which this data does not have."
+        )
+    return batch[field]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
 import numpy as np
 
 from encoders.errors import ConfigError, DataError
+from encoders.evaluation.bag_of_words import bag_of_words
 from encoders.evaluation.base import Evaluator, fingerprint
 from encoders.evaluation.features import FeatureExtractor, Labelled, Split
 
@@ -22,8 +23,11 @@ class Probe(Evaluator):
     Attributes:
       train: section of the source that is fitted to.
       feature: 'pooled'; 'mean' of the final tokens; or the number of a layer.
-      baselines: what to hold against the encoder, with the same probe on the same splits: 'pixels'
-        (raw, see `features.pixels`) and 'random' (the same architecture with random weights).
+      layers: further layers to probe, in the same pass over the data; the accuracy of each is
+        'layer{n}'.
+      baselines: what to hold against the encoder, with the same probe on the same splits: 'random'
+        (the same architecture with random weights); of images 'pixels' (raw, see
+        `features.pixels`); of texts 'bag_of_words' (see there).
         Each is measured once in the life of the evaluator; its accuracy is the metric of that name.
       seed: of random weights and random splits.
       extractor: where features come from; shared by the evaluators of a run so that each pass over
@@ -32,12 +36,18 @@ class Probe(Evaluator):
 
     train: Mapping[str, Any]
     feature: Literal["pooled", "mean"] | int = "pooled"
-    baselines: tuple[Literal["pixels", "random"], ...] = ()
+    layers: tuple[int, ...] = ()
+    baselines: tuple[Literal["pixels", "random", "bag_of_words"], ...] = ()
     seed: int = 0
     extractor: FeatureExtractor | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for layer in (self.feature, *self.layers):
+            if isinstance(layer, int) and layer < 0:
+                raise ConfigError(
+                    f"evaluators.{self.label}: layers are counted from 0, got {layer}."
+                )
         self.train_source = self.open(self.train, "train")
         if self.extractor is None:
             self.extractor = FeatureExtractor(self.preprocessing, self.mesh)
@@ -55,31 +65,51 @@ class Probe(Evaluator):
         self, module: nn.Module, variables: Mapping[str, Any], *, step: int | None = None
     ) -> dict[str, float]:
         """Metrics of the encoder, 'chance' (the accuracy of always guessing train's most frequent
-        class), and the accuracy of each baseline under the baseline's name.
+        class), 'layer{n}' of every other layer, and the accuracy of each baseline under its name.
         """
-        extractor, feature = self.extractor, self.feature
-        found = self._measure(lambda split: extractor.encoder(module, variables, split, feature))
+        asked = self.feature, *self.layers
+        train, test = (
+            self.extractor.encoder_features(module, variables, split, asked)
+            for split in self._splits()
+        )
+        found = self._measure(train[0], test[0])
+        for number, *pair in zip(self.layers, train[1:], test[1:], strict=True):
+            found[f"layer{number}"] = self._measure(*pair)["accuracy"]
         for name in self.baselines:
             if name not in self._baselines:
-                if name == "pixels":
-                    measured = self._measure(extractor.pixels)
-                else:
-                    measured = self._measure(
-                        lambda split: extractor.random(module, variables, split, feature, self.seed)
-                    )
+                measured = self._measure(*self._baseline(name, module, variables))
                 self._baselines[name] = measured["accuracy"]
         return {**found, **self._baselines}
 
-    def _measure(self, extract: Callable[[Split], Labelled]) -> dict[str, float]:
-        train = extract(self._split(self.train_source, self.train))
-        test = extract(self._split(self.test_source, self.test))
+    def _baseline(
+        self, name: str, module: nn.Module, variables: Mapping[str, Any]
+    ) -> tuple[Labelled, Labelled]:
+        """Features of train and test that a baseline has."""
+        extractor = self.extractor
+        if name == "pixels":
+            return tuple(extractor.pixels(split) for split in self._splits())
+        if name == "bag_of_words":
+            return bag_of_words(*(extractor.ids(split) for split in self._splits()))
+        return tuple(
+            extractor.random(module, variables, split, self.feature, self.seed)
+            for split in self._splits()
+        )
+
+    def _measure(self, train: Labelled, test: Labelled) -> dict[str, float]:
         low = min(train.labels.min(), test.labels.min())
         if low < 0:
             raise DataError(f"evaluators.{self.label}: labels must count from 0, found {low}.")
         num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+        if train.labels.min() == train.labels.max():
+            raise DataError(
+                f"evaluators.{self.label}.train: all {len(train.labels)} examples are of one class."
+            )
         found = self.score(train, test, num_classes)
         most_frequent = np.bincount(train.labels).argmax()
         return {**found, "chance": float((test.labels == most_frequent).mean())}
+
+    def _splits(self) -> tuple[Split, Split]:
+        return self._split(self.train_source, self.train), self._split(self.test_source, self.test)
 
     def _split(self, source: Any, section: Mapping[str, Any]) -> Split:
         return Split(source, fingerprint(section), self.batch_size, self.compute_dtype)
