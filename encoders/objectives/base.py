@@ -26,11 +26,15 @@ class Objective(nn.Module):
     An objective that learns from a frozen network has a field `teacher` with its module. The
     training step holds the teacher's variables and passes them as the collection 'teacher'.
 
+    An objective whose loss compares examples with one another says `whole_batch`: a batch that was
+    cut into micro-batches would be another loss, so training refuses that.
+
     Attributes:
       encoder: the network that is trained; its parameters are in params['encoder'].
     """
 
     encoder: nn.Module
+    whole_batch = False  # not a field: it belongs to the class
     teacher = None  # not a field here: objectives without a teacher have none to configure
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
