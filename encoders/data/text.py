@@ -15,7 +15,7 @@ from encoders.data.vocabulary import Vocabulary
 from encoders.errors import ConfigError
 
 # Fields of a batch that text encoders take by name; the last four are of encoders of code.
-_INPUTS = ("segments", "token_types", "sees_all", "node_spans", "node_sources", "prefix")
+INPUTS = ("segments", "token_types", "sees_all", "node_spans", "node_sources", "prefix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +26,18 @@ class TextPreprocessing:
     its tokenizer is not.
 
     Attributes:
-      tokenizer: path of a tokenizer.json, or its content, as it travels with weights.
+      tokenizer: path of a tokenizer.json or of a directory that has one, 'sample:NAME', or the
+        content of a tokenizer.json, as it travels with weights.
       max_length: T, the length that texts are cut and padded to, special tokens included.
       vocabulary: special ids of the tokenizer; None reads them from it.
+      token_types: whether examples say which text of a pair a token is of; False for encoders that
+        have no token types.
     """
 
     tokenizer: str
     max_length: int = 512
     vocabulary: Vocabulary | None = None
+    token_types: bool = True
 
     def __post_init__(self) -> None:
         if self.max_length < 3:
@@ -77,7 +81,7 @@ class TextPreprocessing:
         return {"preprocessing": self}
 
     def eval_transforms(self) -> list[Callable]:
-        """Text or pair of texts -> ids, segments, token_types [T] int32."""
+        """Text or pair of texts -> ids, segments, token_types [T] int32, word_start [T] bool."""
         return [Tokenize(preprocessing=self)]
 
     def example_batch(self, rows: int) -> dict[str, np.ndarray]:
@@ -95,7 +99,7 @@ class TextPreprocessing:
 
     def encoder_inputs(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The arguments (positional, by name) that an encoder is called with for a batch."""
-        return (batch["ids"],), {name: batch[name] for name in _INPUTS if name in batch}
+        return (batch["ids"],), {name: batch[name] for name in INPUTS if name in batch}
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, the tokenizer with its content."""

@@ -20,8 +20,8 @@ class Text(Source):
     """Rows of txt, jsonl, csv, tsv or parquet files.
 
     An example is {'text': str, 'other': str, 'label': int, 'score': float}, of which all but the
-    text are there where the files have such a column. Labels that are words are numbered in the order
-    of their names. A text that is empty, or not valid UTF-8, is corrupt.
+    text are there where the files have such a column. Labels that are words are numbered in
+    the order of their names. A text that is empty, or not valid UTF-8, is corrupt.
 
     Attributes:
       path: a file, a folder, or a pattern such as 'data/*.jsonl'.

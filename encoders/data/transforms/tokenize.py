@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from encoders.data.sources.base import CorruptExample
 from encoders.data.vocabulary import Vocabulary
 
 
@@ -15,7 +16,8 @@ from encoders.data.vocabulary import Vocabulary
 class Tokenize:
     """[CLS] text [SEP], or [CLS] text [SEP] other [SEP], cut and padded to a length.
 
-    Of a pair, the longer text is cut first.
+    The special tokens are those that the tokenizer itself puts around texts, and of a pair the
+    longer text is cut first, both as transformers does. Examples that are tokens already pass.
 
     Attributes:
       preprocessing: tokenizer and length (supplied).
@@ -24,21 +26,38 @@ class Tokenize:
     preprocessing: Any
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{'text', maybe 'other'} -> with 'ids', 'segments' and 'token_types', each [T] int32."""
+        """Adds 'ids', 'segments' and 'token_types' [T] int32 and 'word_start' [T] bool.
+
+        Raises:
+          CorruptExample: there is no text, or it has characters that no text has.
+        """
         del rng
+        if "ids" in example:
+            return example
         tokenizer, length = self.preprocessing.opened, self.preprocessing.max_length
-        special = tokenizer.vocabulary
-        parts = [tokenizer.ids(example[name]) for name in ("text", "other") if name in example]
-        ids, types = frame(parts, special, length)
+        names = [name for name in ("text", "other") if name in example]
+        if not names:
+            raise CorruptExample(f"no field 'text', only {sorted(example)}")
+        try:
+            parts = [tokenizer.ids(example[name]) for name in names]
+        except TypeError as error:  # bytes, None, or the half of a surrogate pair
+            raise CorruptExample(f"not a text ({error})") from error
+        ids, types, words = tokenizer.assemble(parts, length)
         fields = {
-            "ids": np.full(length, special.pad_id, np.int32),
-            "segments": np.zeros(length, np.int32),
-            "token_types": np.zeros(length, np.int32),
+            "ids": padded(ids, length, tokenizer.vocabulary.pad_id),
+            "segments": padded(np.ones_like(ids), length),
+            "word_start": padded(words, length),
         }
-        fields["ids"][: len(ids)] = ids
-        fields["segments"][: len(ids)] = 1
-        fields["token_types"][: len(ids)] = types
+        if self.preprocessing.token_types:
+            fields["token_types"] = padded(types, length)
         return {**example, **fields}
+
+
+def padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    """[n] -> [length], filled up at the end."""
+    out = np.full(length, fill, values.dtype)
+    out[: len(values)] = values
+    return out
 
 
 def frame(
