@@ -62,6 +62,12 @@ def replicate(config: ConfigDict) -> ConfigDict:
     return on(config, mesh(data=-1, fsdp=1))
 
 
+def fused(config: ConfigDict) -> ConfigDict:
+    """Attention in one kernel on GPUs, in 16-bit floats; it has no dropout of the weights."""
+    config.model.attention_kernel = "fused"
+    return config
+
+
 def v4(config: ConfigDict) -> ConfigDict:
     """TPU v4, 32 GB. Parameters over the whole slice; with several, set hardware.mesh.dcn to it."""
     return on(config, mesh(), LIBTPU_INIT_ARGS=" ".join(_TPU_OVERLAP))
@@ -117,7 +123,7 @@ def h200(config: ConfigDict) -> ConfigDict:
 
 TRANSFORMS = {
     transform.__name__: transform
-    for transform in (scan, remat, replicate, v4, v5e, v5p, v6e, a100, h100, h200)
+    for transform in (scan, remat, replicate, fused, v4, v5e, v5p, v6e, a100, h100, h200)
 }
 
 

@@ -11,6 +11,11 @@ neighbouring blocks. On a machine that does other work too, wall clock says litt
 command to one core (taskset -c 0) and read `processor_ratio`, the same of processor seconds, which
 are what the step costs whoever else wants the core. --versus compares with the same config after
 overrides instead, for example --versus objective.encode_mask_tokens=True.
+
+Text is the first batch of the config's own data, or of the bundled one: how much of a row is
+padding is a matter of the lengths of real texts. Speeds are then also in real tokens per second,
+and `token_ratio` is the ratio of those: our rows are packed, the peer's hold one text each and
+padding, and the peer is given as many rows as ours, with texts of the same data.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from encoders.parallel.host import retain_freed_memory
 from launch.flags import parse_flags
 
 _BLOCKS = 5
+_TEXT = "sample:peps"
 
 _Times = tuple[float, float]  # wall clock and processor seconds
 _Timer = Callable[[int], _Times]  # steps -> how long they took together
@@ -72,7 +78,8 @@ def benchmark(config: Any, flags: argparse.Namespace) -> dict[str, Any]:
     config = _prepared(config, flags)
     experiment = Experiment(config)
     rows = experiment.sections.batch_size
-    spec = peer_spec(flags.peer, experiment, rows) if flags.peer else None
+    lengths = _text_lengths(experiment) if _is_text(config) else ()
+    spec = peer_spec(flags.peer, experiment, rows, lengths[:rows]) if flags.peer else None
     # Before any state is there, so that nothing else is in the caches.
     peak, peak_source = _peak(experiment.mesh.devices.flat[0], experiment.mesh.size)
     step = _Step(experiment)
@@ -89,12 +96,16 @@ def benchmark(config: Any, flags: argparse.Namespace) -> dict[str, Any]:
         )
         if other is not None:
             about = {"overrides": flags.versus} | other.facts() if flags.versus else other.info
-            result["versus" if flags.versus else "peer"] = about | _speed(theirs, rows)
+            tokens = other.tokens if flags.versus else sum(lengths[:rows])
+            result["versus" if flags.versus else "peer"] = about | _speed(theirs, rows, tokens)
+            if step.tokens:
+                per_step = [b[0] / a[0] for a, b in zip(mine, theirs, strict=True)]
+                result["token_ratio"] = statistics.median(per_step) * step.tokens / tokens
             for name, clock in (("ratio", 0), ("processor_ratio", 1)):
                 ratios = [b[clock] / a[clock] for a, b in zip(mine, theirs, strict=True)]
                 result[name] = statistics.median(ratios)
                 result[f"{name}s"] = ratios
-    result |= _speed(mine, rows)
+    result |= _speed(mine, rows, step.tokens)
     result["mfu"] = experiment.flops_per_example() * result["examples_per_second"] / peak
     result["mfu_of"] = peak_source
     source = "config" if flags.with_data else "synthetic"
@@ -112,7 +123,10 @@ class _Step:
 
         self.experiment = experiment
         self._rows = experiment.sections.batch_size
-        self._batch = to_device(_random_batch(experiment, self._rows), experiment.mesh)
+        batch = _first_batch(experiment, self._rows)
+        # Real tokens of a step, if it is of text.
+        self.tokens = int((batch["segments"] > 0).sum()) if "segments" in batch else 0
+        self._batch = to_device(batch, experiment.mesh)
         began = time.perf_counter()
         lowered = experiment.step().lower(experiment.abstract_state, self._batch)
         self._compiled = lowered.compile()
@@ -188,10 +202,11 @@ def _machine(experiment: Any) -> dict[str, Any]:
     }
 
 
-def _speed(times: Sequence[_Times], rows: int) -> dict[str, Any]:
+def _speed(times: Sequence[_Times], rows: int, tokens: int) -> dict[str, Any]:
     """Median and extremes of the wall clock, and processor time, of a step, over blocks."""
     wall = [1e3 * pair[0] for pair in times]
-    return {
+    text = {"tokens_per_second": 1e3 * tokens / statistics.median(wall), "real_tokens": tokens}
+    return (text if tokens else {}) | {
         "examples_per_second": 1e3 * rows / statistics.median(wall),
         "step_ms": {"median": statistics.median(wall), "min": min(wall), "max": max(wall)},
         "processor_ms": 1e3 * statistics.median(pair[1] for pair in times),
@@ -205,7 +220,12 @@ def _prepared(config: Any, flags: argparse.Namespace) -> Any:
         config.init_from = None
         if flags.batch_size is not None:
             config.batch_size = flags.batch_size
-        if not flags.with_data:
+        if not flags.with_data and _is_text(config):
+            config.data.source = {"name": "tokens", "path": _TEXT, "split": "train"}
+            config.preprocessing.tokenizer = f"{_TEXT}/tokenizer.json"
+            config.preprocessing.vocabulary = None
+            config.data.update(examples_per_epoch=None, transforms=(), processes=0)
+        elif not flags.with_data:
             epoch = config.data.get("examples_per_epoch")
             config.data.source = {
                 "name": "synthetic",
@@ -225,10 +245,25 @@ def _overridden(config: Any, overrides: Sequence[str]) -> Any:
     return changed
 
 
-def _random_batch(experiment: Any, rows: int) -> dict[str, Any]:
+def _is_text(config: Any) -> bool:
+    return config.preprocessing.name == "text"
+
+
+def _text_lengths(experiment: Any) -> list[int]:
+    """Tokens of the texts that our rows are packed from, in their order."""
+    import numpy as np
+
+    source = experiment.source
+    return [int(n) for row in range(len(source)) for n in np.bincount(source[row]["segments"])[1:]]
+
+
+def _first_batch(experiment: Any, rows: int) -> dict[str, Any]:
+    """Real text, or random pictures."""
     import numpy as np
 
     batch = experiment.example_batch(rows)
+    if "image" not in batch:
+        return experiment.pipeline().batch(0)
     noise = np.random.default_rng(0).integers(0, 256, batch["image"].shape, np.uint8)
     return batch | {"image": noise}
 

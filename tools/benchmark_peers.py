@@ -18,13 +18,16 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from encoders.errors import ConfigError, EncodersError, exit_cleanly
+from encoders.models.bert import BERT
+from encoders.models.roberta import RoBERTa
 from encoders.models.vit import ViT
 from encoders.objectives.classification import Classification
 from encoders.objectives.masked_image import MaskedImage
+from encoders.objectives.masked_language import MaskedLanguage
 from encoders.parallel.host import retain_freed_memory
 
 PEERS = ("timm", "transformers")
@@ -35,14 +38,24 @@ TORCH_ACTIVATIONS = {
 }
 
 
-def peer_spec(peer: str, experiment: Any, batch_size: int) -> dict[str, Any]:
+def peer_spec(
+    peer: str, experiment: Any, batch_size: int, lengths: Sequence[int] = ()
+) -> dict[str, Any]:
     """What the peer must build to do the same work, as plain JSON.
+
+    Args:
+      peer: its name.
+      experiment: ours.
+      batch_size: images of a batch.
+      lengths: of text, the tokens of each row of the peer's batch; the rest of a row is padding.
 
     Raises:
       ConfigError: the peer has no such model or objective, or the encoder uses an option that its
         model lacks.
     """
     objective, encoder = experiment.objective, experiment.objective.encoder
+    if isinstance(objective, MaskedLanguage) and peer == "transformers":
+        return _text_spec(experiment, lengths)
     if not isinstance(encoder, ViT):
         raise ConfigError(f"--peer {peer}: it has no counterpart of {type(encoder).__name__}.")
     kind = {"timm": Classification, "transformers": MaskedImage}[peer]
@@ -94,6 +107,33 @@ def peer_spec(peer: str, experiment: Any, batch_size: int) -> dict[str, Any]:
         "decoder_depth": objective.decoder.depth,
         "decoder_heads": objective.decoder.num_heads,
         "decoder_mlp_dim": objective.decoder.mlp_dim,
+    }
+
+
+def _text_spec(experiment: Any, lengths: Sequence[int]) -> dict[str, Any]:
+    objective, encoder = experiment.objective, experiment.objective.encoder
+    if type(encoder) not in (BERT, RoBERTa):
+        raise ConfigError(
+            f"--peer transformers is compared on BERT and RoBERTa, not {type(encoder).__name__}."
+        )
+    size = encoder.size
+    return {
+        "peer": "transformers",
+        "model": "roberta" if isinstance(encoder, RoBERTa) else "bert",
+        "batch_size": len(lengths),
+        "lengths": [int(length) for length in lengths],
+        "length": experiment.preprocessing.max_length,
+        "vocab_size": encoder.vocab_size,
+        "width": size.width,
+        "depth": size.depth,
+        "mlp_dim": size.mlp_dim,
+        "num_heads": size.num_heads,
+        "activation": TORCH_ACTIVATIONS[encoder.mlp]["transformers"],
+        "dropout": encoder.dropout,
+        "attention_dropout": encoder.attention_dropout,
+        "rate": objective.rate,
+        "dtype": str(experiment.compute_dtype),
+        "clip": experiment.sections.optimizer.get("clip"),
     }
 
 
@@ -186,10 +226,7 @@ def _make_step(spec: Mapping[str, Any], torch: Any) -> tuple[Callable[[], None],
     if not cuda:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    shape = (spec["batch_size"], spec["channels"], *spec["image_size"])
-    images = torch.randn(shape, device=device)
-    build = {"timm": _timm, "transformers": _transformers}[spec["peer"]]
-    model, loss_of = build(spec, torch, device)
+    model, loss_of, images = _model(spec, torch, device)
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     loss = torch.compile(loss_of) if cuda else loss_of
@@ -205,6 +242,42 @@ def _make_step(spec: Mapping[str, Any], torch: Any) -> tuple[Callable[[], None],
         optimizer.step()
 
     return step, model
+
+
+def _model(spec: Mapping[str, Any], torch: Any, device: Any) -> tuple[Any, Callable, Any]:
+    """The model, its loss of one input, and that input."""
+    if "lengths" in spec:
+        return _masked_language(spec, torch, device)
+    shape = (spec["batch_size"], spec["channels"], *spec["image_size"])
+    build = {"timm": _timm, "transformers": _transformers}[spec["peer"]]
+    return *build(spec, torch, device), torch.randn(shape, device=device)
+
+
+def _masked_language(spec: Mapping[str, Any], torch: Any, device: Any) -> tuple[Any, Callable, Any]:
+    """Masked-token training as transformers' own example does it: one text a row, padded."""
+    import transformers
+
+    kind = {"bert": "Bert", "roberta": "Roberta"}[spec["model"]]
+    positions = spec["length"] + (2 if kind == "Roberta" else 0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=spec["vocab_size"],
+        hidden_size=spec["width"],
+        num_hidden_layers=spec["depth"],
+        num_attention_heads=spec["num_heads"],
+        intermediate_size=spec["mlp_dim"],
+        hidden_act=spec["activation"],
+        max_position_embeddings=positions,
+        hidden_dropout_prob=spec["dropout"],
+        attention_probs_dropout_prob=spec["attention_dropout"],
+    )
+    model = getattr(transformers, f"{kind}ForMaskedLM")(config)
+    shape = (spec["batch_size"], spec["length"])
+    mask = torch.arange(spec["length"]) < torch.tensor(spec["lengths"])[:, None]
+    ids = torch.randint(5, spec["vocab_size"], shape) * mask + config.pad_token_id * ~mask
+    chosen = (torch.rand(shape) < spec["rate"]) & mask
+    labels = torch.where(chosen, ids, -100).to(device)
+    mask, ids = mask.long().to(device), ids.to(device)
+    return model, lambda ids: model(ids, attention_mask=mask, labels=labels).loss, ids
 
 
 def _timm(spec: Mapping[str, Any], torch: Any, device: Any) -> tuple[Any, Callable]:

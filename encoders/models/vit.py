@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from encoders.errors import ConfigError, nearest
+from encoders.layers.attention import Attention
 from encoders.layers.block import Block, block_flops
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
@@ -88,6 +89,7 @@ class ViT(nn.Module):
       dropout: rate after the positions and in the blocks.
       token_drop: share of the patches left out at random in training.
       weight_init: 'trunc_normal', 'mae' or 'big_vision' (see WEIGHT_INITS).
+      attention_kernel: 'plain' or 'fused', see `Attention`.
       scan, remat: see `Stack`.
     """
 
@@ -117,6 +119,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     token_drop: float = 0.0
     weight_init: str = "trunc_normal"
+    attention_kernel: Literal["plain", "fused"] = "plain"
     scan: bool = False
     remat: str = "none"
 
@@ -281,6 +284,7 @@ class ViT(nn.Module):
             parallel=self.parallel,
             dropout=self.dropout,
             weight_init=self.weight_init,
+            attention=functools.partial(Attention, kernel=self.attention_kernel),
         )
 
     def _positions(self, grid: tuple[int, int], init) -> tuple:

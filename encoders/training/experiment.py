@@ -136,10 +136,12 @@ class Experiment:
 
     @functools.cached_property
     def durations(self) -> Durations:
-        """Opens the data only where the config does not say how long an epoch is."""
+        """Opens the data only where something lasts epochs and the config does not say how long
+        one is.
+        """
         sections = self.sections
         epoch = sections.data.examples_per_epoch
-        if epoch is None:
+        if epoch is None and _mentions(self.config, "epochs"):
             epoch = len(self.source)
         durations = Durations(sections.batch_size, epoch)
         total = durations.steps(sections.duration, "duration")
@@ -305,6 +307,13 @@ def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:
         expects = build(PREPROCESSING, other["preprocessing"], "preprocessing")
         context["teacher"] = build_objective(other, expects)
     return build(OBJECTIVES, section, "objective", encoder=encoder, **context)
+
+
+def _mentions(config: Any, unit: str) -> bool:
+    """Whether any duration in a config is given in that unit."""
+    if isinstance(config, Mapping):
+        return unit in config or any(_mentions(value, unit) for value in config.values())
+    return isinstance(config, tuple) and any(_mentions(value, unit) for value in config)
 
 
 def _mesh_sizes(

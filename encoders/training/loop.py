@@ -101,7 +101,7 @@ def _run(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.param_shapes)),
         flops_per_example=experiment.flops_per_example(),
         batch_size=sections.batch_size,
-        examples_per_epoch=durations.examples_per_epoch,
+        examples_per_epoch=pipeline.examples_per_epoch,
         compute_dtype=str(experiment.compute_dtype),
         evaluators={name: evaluator.sizes for name, (evaluator, _) in evaluators.items()},
     )

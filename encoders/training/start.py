@@ -40,6 +40,7 @@ _FREE_TO_CHANGE = (
     "data.processes",
     "data.prefetch",
     "model.remat",
+    "model.attention_kernel",
 )
 
 
