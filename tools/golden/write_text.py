@@ -39,6 +39,17 @@ _TINY_DISTILBERT = {
     "vocab_size": 23,
     "max_position_embeddings": 11,
 }
+# What makes version 3 of version 2, in its published config.json.
+_DEBERTA = {
+    "relative_attention": True,
+    "position_biased_input": False,
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 256,
+}
+# Tokens are further apart than half the buckets.
+_TINY_DEBERTA = {**_TINY, **_DEBERTA, "position_buckets": 4}
 # name -> (class, config class, fields); those with a head are told apart by their class.
 CASES = {
     "bert": ("BertModel", "BertConfig", _TINY),
@@ -59,6 +70,12 @@ CASES = {
         "AlbertForPreTraining",
         "AlbertConfig",
         {**_TINY, "embedding_size": 16, "hidden_act": "gelu"},
+    ),
+    "deberta": ("DebertaV2Model", "DebertaV2Config", {**_TINY_DEBERTA, "layer_norm_eps": 1e-5}),
+    "deberta_mlm": (
+        "DebertaV2ForMaskedLM",
+        "DebertaV2Config",
+        {**_TINY_DEBERTA, "legacy": False, "max_relative_positions": 9, "position_buckets": 6},
     ),
     "electra": ("ElectraModel", "ElectraConfig", {**_TINY, "embedding_size": 8}),
     "electra_pretraining": (
@@ -89,6 +106,16 @@ PUBLISHED = {
         {"base": _ROBERTA, "large": _sizes(1024, 24, 16, **_ROBERTA)},
     ),
     "distilbert": ("DistilBertModel", "DistilBertConfig", {"base": {}}),
+    "deberta": (
+        "DebertaV2Model",
+        "DebertaV2Config",
+        {
+            "xsmall": _sizes(384, 12, 6, **_DEBERTA),
+            "small": _sizes(768, 6, 12, **_DEBERTA),
+            "base": _sizes(768, 12, 12, **_DEBERTA),
+            "large": _sizes(1024, 24, 16, **_DEBERTA),
+        },
+    ),
     "albert": (
         "AlbertModel",
         "AlbertConfig",

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.checkpoints.formats import files, hf_text
+from encoders.checkpoints.formats import files, hf_deberta, hf_modernbert, hf_text
 from encoders.checkpoints.formats.hf_processor import read_preprocessing, write_preprocessing
 from encoders.checkpoints.formats.hf_rules import (
     ACTIVATIONS,
@@ -37,6 +37,7 @@ from encoders.checkpoints.formats.hf_rules import (
     swiglu_dim,
     trunk_rules,
 )
+from encoders.checkpoints.formats.hf_tokenizer import with_tokenizer
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -52,7 +53,7 @@ from encoders.layers.position import sincos2d
 
 # Each has FAMILIES: model_type -> what has `defaults`, the config fields that a file may leave out;
 # MODELS: names in `encoders.models.MODELS` that it writes; and read and write, as `hf_text` has.
-_TEXT = (hf_text,)
+_TEXT = (hf_text, hf_deberta, hf_modernbert)
 _TEXT_READERS = {model_type: module for module in _TEXT for model_type in module.FAMILIES}
 _TEXT_WRITERS = {name: module for module in _TEXT for name in module.MODELS}
 
@@ -80,7 +81,7 @@ def read(path: pathlib.Path) -> Imported:
     where = f"{path} ({model_type})"
     _check_types(config, family.defaults, where)
     if model_type in _TEXT_READERS:
-        return _TEXT_READERS[model_type].read(path, config, where)
+        return with_tokenizer(_TEXT_READERS[model_type].read(path, config, where), path)
     model, image_size = _model_section(config, model_type, where)
     tensors = canonical(files.read_tensors(path), model_type, where)
     fields, grid = (

@@ -1,0 +1,150 @@
+"""Disentangled attention of DeBERTa (arXiv 2006.03654, section 3) as version 3 has it.
+
+A token's score for another is the sum of three products, over sqrt(3 d): content with content,
+content with the key of their relative position, and content with the query of it. Relative
+positions are rows of one table for all layers and go through the layer's own projections; distant
+ones share rows, in buckets that grow with the distance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from encoders.errors import ConfigError
+from encoders.layers.attention import Attention, dot_product_attention
+from encoders.layers.initializers import weight_init
+from encoders.layers.linear import Linear
+
+
+def log_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
+    """Buckets of signed distances: themselves up to half of `buckets`, then ever wider ones.
+
+    sign(r) ceil(log(|r| / m) / log((max_distance - 1) / m) (m - 1)) + m, with m = buckets / 2, for
+    |r| > m; appendix A.5 of the paper. In float32, as in transformers: a rounding more or less
+    would move a token to the next bucket.
+
+    Args:
+      distance: any shape, integers, query's position - key's.
+      buckets: S; the bucket of distance max_distance - 1 is S - 1.
+      max_distance: in tokens; more than m + 1.
+
+    Returns:
+      int32 of the same shape; beyond max_distance it is S or more.
+    """
+    middle = buckets // 2
+    size = np.maximum(np.abs(distance), 1).astype(np.float32)
+    scale = np.log(np.float32((max_distance - 1) / middle))
+    far = np.ceil(np.log(size / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
+    return np.where(size <= middle, distance, np.sign(distance) * far).astype(np.int32)
+
+
+def relative_rows(length: int, buckets: int, max_distance: int) -> tuple[slice, np.ndarray]:
+    """Which rows of the table [2 S, D] of relative positions a text of that many tokens uses.
+
+    Returns:
+      The slice of the table, and for every distance from -(T - 1) to T - 1 its row in that slice,
+      int32 [2 T - 1].
+    """
+    distance = np.arange(1 - length, length)
+    rows = np.clip(log_buckets(distance, buckets, max_distance) + buckets, 0, 2 * buckets - 1)
+    return slice(int(rows[0]), int(rows[-1]) + 1), rows - rows[0]
+
+
+def skew(x: jax.Array) -> jax.Array:
+    """x [..., T, 2 T - 1] -> [..., T, T] with y[r, c] = x[r, c - r + T - 1].
+
+    Every row is read from one place earlier than the row above: a matter of shapes, whereas a
+    gather of [T, T] indices has a scatter of as many as its gradient.
+    """
+    *batch, length, columns = x.shape
+    if length == 1:
+        return x
+    flat = x.reshape(*batch, length * columns)
+    flat = flat[..., length - 1 : length - 1 + length * (columns - 1)]
+    return flat.reshape(*batch, length, columns - 1)[..., :length]
+
+
+class DisentangledAttention(Attention):
+    """Multi-head attention with content and relative positions apart; attributes as `Attention`.
+
+    The projections of queries and keys serve positions as well (`share_att_key` in the authors'
+    code). All scores are float32: in float16 they overflow.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array | None = None,
+        *,
+        relative: tuple[jax.Array, jax.Array],
+        mask: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Attends.
+
+        Args:
+          x: [B, T, D] where the queries come from.
+          memory: [B, T, D] where keys and values come from; None means x.
+          relative: [R, D] rows of the table of relative positions, and [2 T - 1] int32, the row of
+            every distance (query's position - key's) from -(T - 1) on; see `relative_rows`.
+          mask: [B, T] bool, True where a key is real, or [B, T, T], True where a query may see it.
+          segments: [B, T] int32, as of `Attention`; a distance in a row is one in a segment.
+          train: whether dropout is on.
+
+        Returns:
+          [B, T, D].
+
+        Raises:
+          ConfigError: num_heads does not divide D.
+        """
+        width = x.shape[-1]
+        if width % self.num_heads:
+            raise ConfigError(f"num_heads: {self.num_heads} does not divide the width {width}.")
+        init = weight_init(self.weight_init)
+
+        def linear(name: str) -> Linear:
+            return Linear(width, self.qkv_bias, init.qkv, name=name)
+
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:-1], self.num_heads, width // self.num_heads)
+
+        project_query, project_key = linear("query"), linear("key")
+        memory = x if memory is None else memory
+        query, key = heads(project_query(x)), heads(project_key(memory))
+        value = heads(linear("value")(memory))
+
+        table, rows = relative
+        table = nn.Dropout(self.dropout, deterministic=not train, name="drop_relative")(table)
+        scale = 1 / math.sqrt(3 * query.shape[-1])
+        wide = {"preferred_element_type": jnp.float32}
+        # Along a query's row of scores the distance falls, along a key's column it rises.
+        position = heads(project_key(table))[rows[::-1]]
+        bias = skew(jnp.einsum("bqhd,shd->bhqs", query * scale, position, **wide))
+        position = heads(project_query(table))[rows]
+        of_keys = skew(jnp.einsum("bkhd,shd->bhks", key, position * scale, **wide))
+        bias = bias + of_keys.swapaxes(-1, -2)
+
+        drop = None
+        if train and self.attention_dropout:
+            drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
+        y = dot_product_attention(
+            query, key, value, mask, drop, bias, scale=scale, segments=segments
+        )
+        y = Linear(width, self.out_bias, init.kernel, name="out")(y.reshape(x.shape))
+        return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+
+def disentangled_flops(length: int, rows: int, width: int) -> float:
+    """Forward FLOPs of one DisentangledAttention on top of those of an Attention.
+
+    The two products with relative positions, each of `rows` that differ. Their projections are of
+    the table, whatever the batch, and count as nothing.
+    """
+    return 4.0 * length * rows * width
