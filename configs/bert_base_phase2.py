@@ -1,0 +1,15 @@
+"""BERT-Base, phase 2: the last 100,000 steps, of 512 tokens.
+
+Paper: BERT: Pre-training of Deep Bidirectional Transformers, arXiv 1810.04805, section 3.1.
+Command: python -m launch.local --config configs/bert_base_phase2.py --workdir runs/bert_base_phase2
+Cost: the paper's 1M steps take 4 days on 16 TPU chips.
+Published: MNLI 84.6/83.4, CoLA 52.1 (test); 110M parameters.
+Measured: not run.
+"""
+
+from configs import bert, hardware
+
+
+def get_config(arg=None):
+    config = bert.bert("base", phase=2)
+    return hardware.apply(config, arg)

@@ -1,0 +1,16 @@
+"""ModernBERT-large, phase 1: 1.7 T tokens in rows of 1,024.
+
+Paper: ModernBERT: Smarter, Better, Faster, Longer, arXiv 2412.13663, section 3.
+Command: python -m launch.local --config configs/modernbert_large_phase1.py
+  --workdir runs/modernbert_large_phase1
+Cost: the paper trains on 8 H100.
+Published: GLUE 90.4; 395M parameters.
+Measured: not run.
+"""
+
+from configs import bert, hardware
+
+
+def get_config(arg=None):
+    config = bert.modernbert("large", phase=1)
+    return hardware.apply(config, arg)
