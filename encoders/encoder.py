@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.data.buckets import length_batches
 from encoders.data.preprocessing import Preprocessing
-from encoders.errors import DataError
+from encoders.data.text import TextPreprocessing
+from encoders.errors import CheckpointError, ConfigError, DataError
+from encoders.layers.pooling import pool, unit
 from encoders.types import Encoded
 
 Layers = Sequence[int] | Literal["all"]
@@ -101,13 +105,21 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextEncoder(Encoder):
-    """An encoder of token ids; there is no preprocessing."""
+    """An encoder of token ids, or of texts where a tokenizer travels with the weights.
+
+    Its metadata may hold 'embedding', how a text becomes a vector: 'pooling' (names that `pool`
+    knows; of several the vectors stand side by side), 'normalize' and 'prompt', a text that goes
+    before every other one.
+    """
+
+    preprocessing: TextPreprocessing | None = None
 
     def __call__(
         self,
         ids: Any,
         *,
         mask: Any = None,
+        segments: Any = None,
         token_types: Any = None,
         layers: Layers = (),
     ) -> Encoded:
@@ -116,11 +128,13 @@ class TextEncoder(Encoder):
         Args:
           ids: [B, T] integers below the model's `vocab_size`.
           mask: [B, T] bool, or 0 and 1, True where a token is real; None if all are.
+          segments: [B, T] integers in place of `mask`, where rows were packed from several texts: 0
+            for padding, 1, 2, ... for the texts.
           token_types: [B, T] integers, the segment of each token; None for the first.
           layers: blocks whose outputs to return in `hidden`; negative ones count from the end.
 
         Raises:
-          DataError: `ids`, `mask` or `token_types` are not such arrays.
+          DataError: `ids`, `mask`, `segments` or `token_types` are not such arrays.
           ConfigError: there are more tokens than positions, or a layer does not exist.
         """
         ids = np.asarray(ids)
@@ -132,27 +146,177 @@ class TextEncoder(Encoder):
         if ids.ndim != 2 or not ids.size:
             raise DataError(f"ids: expected a batch [B, T], got {ids.shape}.")
         ids = _below(ids, "ids", self.module.vocab_size, "the vocabulary")
+        given = {}
         if token_types is not None:
             token_types = _like(ids, np.asarray(token_types), "token_types")
             rows = self.module.num_token_types
             if not rows:
                 kind = type(self.module).__name__
                 raise DataError(f"token_types: a {kind} has none; leave them out.")
-            token_types = _below(token_types, "token_types", rows, "the token types")
+            given["token_types"] = _below(token_types, "token_types", rows, "the token types")
+        if segments is not None:
+            segments = _like(ids, np.asarray(segments), "segments")
+            given["segments"] = _below(segments, "segments", 2**31, "the segments")
         if mask is not None:
             mask = _like(ids, np.asarray(mask), "mask")
             if not (mask.dtype == bool or np.isin(mask, (0, 1)).all()):
                 raise DataError("mask: expected True where a token is real and False elsewhere.")
-            mask = mask.astype(bool)
-        return self._apply(self.variables, ids, mask, token_types, _hashable(layers))
+            given["mask"] = mask.astype(bool)
+        return self._apply(self.variables, ids, given, _hashable(layers))
 
     @functools.cached_property
     def _apply(self) -> Any:
-        def apply(variables: Any, ids: Any, mask: Any, token_types: Any, layers: Any) -> Encoded:
-            inputs = {"mask": mask, "token_types": token_types}
-            return self.module.apply(variables, ids, **inputs, layers=layers)
+        def apply(variables: Any, ids: Any, given: Any, layers: Any) -> Encoded:
+            return self.module.apply(variables, ids, **given, layers=layers)
 
         return jax.jit(apply, static_argnames="layers")
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        others: Sequence[str] | None = None,
+        *,
+        pooling: str | Sequence[str] | None = None,
+        normalize: bool | None = None,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """One vector for every text.
+
+        Texts are sorted by length and padded to powers of two, so that little padding is computed
+        and few shapes are compiled. Longer ones than `preprocessing.max_length` are cut.
+
+        Args:
+          texts: N texts; an empty one is encoded as its special tokens.
+          others: N further texts, each to share a row with the text it belongs to.
+          pooling: how tokens become a vector, see `pool`; None is what the weights say: their
+            metadata, what they were trained with, else the module's way, else 'mean'.
+          normalize: whether vectors have length 1; None is what the weights say, else False.
+          batch_size: texts per step.
+
+        Returns:
+          [N, D] float32.
+
+        Raises:
+          DataError: `texts` are no texts, or none; or no tokenizer came with the weights.
+          ConfigError: `pooling` is unknown.
+        """
+        embedding = self.metadata.get("embedding") or {}
+        if normalize is None:
+            normalize = embedding.get("normalize", False)
+        vectors = self._vectors(texts, others, batch_size, self._pooling(pooling), normalize)
+        return np.asarray(vectors, np.float32)
+
+    def score(
+        self, texts: Sequence[str], others: Sequence[str], *, batch_size: int = 64
+    ) -> np.ndarray:
+        """How well each text fits its other, by the head that came with a cross-encoder's weights.
+
+        Returns:
+          [N] float32 logits.
+
+        Raises:
+          DataError: as `embed`.
+          CheckpointError: there is no head that gives one number.
+        """
+        head = self.heads.get("head", {})
+        if "kernel" not in head or head["kernel"].shape[-1] != 1:
+            raise CheckpointError(
+                "these weights cannot score pairs: they hold no head with one output, as the "
+                "objective 'ranking' trains."
+            )
+        vectors = self._vectors(texts, others, batch_size, self._pooling(None), False)
+        return np.asarray(vectors @ head["kernel"] + head["bias"], np.float32)[:, 0]
+
+    def _pooling(self, asked: str | Sequence[str] | None) -> tuple[str, ...] | None:
+        """Names of poolings; None is the module's own."""
+        said = (self.metadata.get("embedding") or {}).get("pooling")
+        trained = (self.objective or {}).get("pooling")
+        names = asked or said or trained or (None if self.module.pool != "none" else "mean")
+        return (names,) if isinstance(names, str) else names and tuple(names)
+
+    def _vectors(
+        self,
+        texts: Sequence[str],
+        others: Sequence[str] | None,
+        batch_size: int,
+        pooling: tuple[str, ...] | None,
+        normalize: bool,
+    ) -> np.ndarray:
+        """[N, D] vectors in the order of the texts."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: expected a number from 1, got {batch_size}.")
+        if self.preprocessing is None:
+            why = self.metadata.get("no_preprocessing") or "they came without any"
+            raise DataError(f"there is no tokenizer with these weights to read texts with: {why}.")
+        prompt = (self.metadata.get("embedding") or {}).get("prompt") or ""
+        texts = [prompt + text for text in _strings(texts, "texts")]
+        if others is not None and len(others) != len(texts):
+            raise DataError(f"others: expected {len(texts)}, one for each text, got {len(others)}.")
+        parts = [texts] if others is None else [texts, _strings(others, "others")]
+        tokenizer, longest = self.preprocessing.opened, self.preprocessing.max_length
+        tokens = zip(*map(tokenizer.batch_ids, parts), strict=True)
+        rows = [tokenizer.assemble(row, longest) for row in tokens]
+        found: np.ndarray | None = None
+        pending: collections.deque = collections.deque()
+
+        def collect() -> None:
+            nonlocal found
+            numbers, vectors = pending.popleft()
+            vectors = np.asarray(vectors)
+            if found is None:
+                found = np.empty((len(texts), vectors.shape[1]), vectors.dtype)
+            found[numbers] = vectors[: len(numbers)]
+
+        for numbers, length, size in length_batches([len(r[0]) for r in rows], batch_size, longest):
+            ids = np.full((size, length), tokenizer.vocabulary.pad_id, np.int32)
+            types, mask = np.zeros_like(ids), np.zeros(ids.shape, bool)
+            for place, number in enumerate(numbers):
+                row_ids, row_types, _ = rows[number]
+                ids[place, : len(row_ids)] = row_ids
+                types[place, : len(row_ids)] = row_types
+                mask[place, : len(row_ids)] = True
+            given = {"mask": mask}
+            if self.preprocessing.token_types and self.module.num_token_types:
+                given["token_types"] = types
+            pending.append((numbers, self._pool(self.variables, ids, given, pooling, normalize)))
+            if len(pending) > 2:  # the device computes while the host fills the next batch
+                collect()
+        while pending:
+            collect()
+        return found
+
+    @functools.cached_property
+    def _pool(self) -> Any:
+        def apply(variables: Any, ids: Any, given: Any, pooling: Any, normalize: bool) -> jax.Array:
+            out = self.module.apply(variables, ids, **given)
+            vectors = out.pooled
+            if pooling is not None:
+                parts = [pool(out.tokens, out.mask, how) for how in pooling]
+                vectors = jnp.concatenate(parts, axis=-1)
+            return unit(vectors) if normalize else vectors.astype(jnp.float32)
+
+        return jax.jit(apply, static_argnames=("pooling", "normalize"))
+
+
+def _strings(texts: Any, name: str) -> list[str]:
+    """A list of texts, checked.
+
+    Raises:
+      DataError: it is none, it is empty, or a text is no valid one.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence | np.ndarray):
+        raise DataError(f"{name}: expected a list of texts, got {type(texts).__name__}.")
+    texts = list(texts)
+    if not texts:
+        raise DataError(f"{name}: expected a list of texts, got an empty one.")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"{name}: number {number} is {type(text).__name__}, not a text.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # the half of a surrogate pair
+            raise DataError(f"{name}: number {number} is not valid Unicode ({error}).") from error
+    return texts
 
 
 def _hashable(layers: Layers) -> Literal["all"] | tuple[int, ...]:
