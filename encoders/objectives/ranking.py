@@ -28,7 +28,7 @@ class Ranking(TextObjective):
     """One logit for a row [CLS] text [SEP] other [SEP]; the transform `tokenize_texts` makes rows.
 
       binary       ids [B, T], label [B] from 0 to 1: binary cross-entropy of the logit's sigmoid
-      regression   ids [B, T], label [B]: squared error of the logit
+      regression   ids [B, T], score [B]: squared error of the logit
       pairwise     ids [B, 2, T], the better row first: -log sigmoid(first - second), RankNet
       listwise     ids [B, K, T], the right row first: cross-entropy of a softmax over the K rows
 
@@ -89,19 +89,22 @@ class Ranking(TextObjective):
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
         """Returns the loss of a batch."""
         logits, valid = self.logits(batch, train=train), valid_weights(batch)
-        label = batch["label"].astype(jnp.float32) if self.rows is None else None
+        goal = {"binary": "label", "regression": "score"}.get(self.loss)
+        label = None if goal is None else batch[goal].astype(jnp.float32)
         losses = ranking_losses(logits, label, self.loss)
         metrics = {}
         if self.loss != "regression":
-            right = (logits > 0) == (label > 0.5) if self.rows is None else logits.argmax(-1) == 0
+            right = logits.argmax(-1) == 0 if label is None else (logits > 0) == (label > 0.5)
             metrics["accuracy"] = ((right * valid).sum(), valid.sum())
         return Outcome((losses * valid).sum(), valid.sum(), metrics)
 
     def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types of training."""
         batch = preprocessing.example_batch(rows)
+        if self.loss == "regression":
+            return {**batch, "score": np.zeros(rows, np.float32)}
         if self.rows is None:
-            return {**batch, "label": np.zeros(rows, np.float32)}
+            return {**batch, "label": np.zeros(rows, np.int32)}
         for name in ("ids", "segments"):
             batch[name] = np.repeat(batch[name][:, None], self.rows, axis=1)
         return batch

@@ -151,7 +151,7 @@ class SentenceTriplet(SentenceObjective):
 
 
 class SentenceScore(SentenceObjective):
-    """Orders the pairs of the global batch by cosine as batch['label'] float32 [B] does (CoSENT).
+    """Orders the pairs of the global batch by cosine as batch['score'] float32 [B] does (CoSENT).
 
     Attributes:
       scale: of the differences of cosines.
@@ -164,14 +164,13 @@ class SentenceScore(SentenceObjective):
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
         """Returns the loss of a batch, which is one number, weighted by its examples."""
         valid = valid_weights(batch)
-        label = batch["label"].astype(jnp.float32)
-        loss = cosent(self.vectors(batch, train=train), label, valid, self.scale)
+        loss = cosent(self.vectors(batch, train=train), batch["score"], valid, self.scale)
         return Outcome(loss * valid.sum(), valid.sum())
 
     def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types of training."""
         batch = super().example_batch(preprocessing, rows)
-        return {**batch, "label": np.zeros(rows, np.float32)}
+        return {**batch, "score": np.zeros(rows, np.float32)}
 
 
 class SentencePair(SentenceObjective):
@@ -246,12 +245,12 @@ def triplet_distances(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
     return distance(positive), distance(negative)
 
 
-def cosent(vectors: jax.Array, label: jax.Array, valid: jax.Array, scale: float) -> jax.Array:
-    """log(1 + sum of exp(scale * (cosine_i - cosine_j)) over pairs with label_i < label_j).
+def cosent(vectors: jax.Array, score: jax.Array, valid: jax.Array, scale: float) -> jax.Array:
+    """log(1 + sum of exp(scale * (cosine_i - cosine_j)) over pairs with score_i < score_j).
 
     Args:
       vectors: [B, 2, D] float32.
-      label: [B], how similar the two texts are.
+      score: [B], how similar the two texts are.
       valid: [B], 0 for examples that are padding.
       scale: of the differences.
 
@@ -260,7 +259,7 @@ def cosent(vectors: jax.Array, label: jax.Array, valid: jax.Array, scale: float)
     """
     vectors = unit(vectors)
     cosine = scale * (vectors[:, 0] * vectors[:, 1]).sum(-1)
-    counts = (label[:, None] < label[None]) & (valid[:, None] > 0) & (valid[None] > 0)
+    counts = (score[:, None] < score[None]) & (valid[:, None] > 0) & (valid[None] > 0)
     terms = jnp.where(counts, cosine[:, None] - cosine[None], -jnp.inf)
     return jax.nn.logsumexp(jnp.append(terms.ravel(), 0.0))
 

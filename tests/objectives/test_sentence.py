@@ -96,7 +96,7 @@ def objective(name, **fields):
     return build(OBJECTIVES, {"name": name, **fields}, "objective", encoder=ENCODER)
 
 
-def batch(texts, label=None):
+def batch(texts, **goal):
     """Texts of 1 to LENGTH tokens."""
     rng = np.random.default_rng(0)
     shape = (ROWS, LENGTH) if texts is None else (ROWS, texts, LENGTH)
@@ -106,7 +106,7 @@ def batch(texts, label=None):
         "segments": (np.arange(LENGTH) < length).astype(np.int32),
         "row": np.arange(ROWS, dtype=np.int32),
     }
-    return found if label is None else {**found, "label": label}
+    return {**found, **goal}
 
 
 CLASSES = np.arange(ROWS, dtype=np.int32) % 3
@@ -115,10 +115,10 @@ CASES = {
     "simcse": (objective("sentence_contrast", num_texts=1, projection=True), batch(1)),
     "contrast": (objective("sentence_contrast", num_texts=3, pooling="mean"), batch(3)),
     "triplet": (objective("sentence_triplet", pooling="max"), batch(3)),
-    "score": (objective("sentence_score", pooling="weighted_mean"), batch(2, SCORES)),
-    "pair": (objective("sentence_pair", num_classes=3), batch(2, CLASSES)),
+    "score": (objective("sentence_score", pooling="weighted_mean"), batch(2, score=SCORES)),
+    "pair": (objective("sentence_pair", num_classes=3), batch(2, label=CLASSES)),
     "listwise": (objective("ranking", loss="listwise", num_candidates=3, dropout=0.1), batch(3)),
-    "binary": (objective("ranking"), batch(None, SCORES / 5)),
+    "binary": (objective("ranking"), batch(None, label=SCORES / 5)),
 }
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from encoders.data.sources.base import CorruptExample
-from encoders.data.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,24 +56,3 @@ def padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
     out = np.full(length, fill, values.dtype)
     out[: len(values)] = values
     return out
-
-
-def frame(
-    parts: Sequence[Sequence[int]], special: Vocabulary, length: int
-) -> tuple[list[int], list[int]]:
-    """Ids of one text or two as [CLS] text [SEP] other [SEP], and the token types.
-
-    Args:
-      parts: ids of each text, without special tokens.
-      special: the special ids.
-      length: tokens that there is room for; of two texts the longer one is cut first.
-    """
-    parts = [list(part) for part in parts]
-    excess = sum(map(len, parts)) - (length - 1 - len(parts))
-    for _ in range(excess):
-        max(parts, key=len).pop()
-    ids, types = [special.cls_id], [0]
-    for number, part in enumerate(parts):
-        ids += [*part, special.sep_id]
-        types += [number] * (len(part) + 1)
-    return ids, types

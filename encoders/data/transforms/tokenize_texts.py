@@ -16,19 +16,18 @@ from encoders.errors import ConfigError
 class TokenizeTexts:
     """K texts of an example, each [CLS] text [SEP], stacked; or the first paired with the others.
 
+    Both as `Tokenize` does it.
+
     Attributes:
       fields: names of the texts, in the order in which objectives expect them: anchor, positive,
         negatives.
       pair: whether the first text shares a row with each of the others, [CLS] first [SEP] other
         [SEP], as a cross-encoder reads them; there is one row less than fields.
-      token_types: whether rows of pairs say which text a token is of; encoders without token types
-        need False.
       preprocessing: tokenizer and length (supplied).
     """
 
     fields: tuple[str, ...] = ("text", "other")
     pair: bool = False
-    token_types: bool = True
     preprocessing: Any
 
     def __post_init__(self) -> None:
@@ -53,8 +52,10 @@ class TokenizeTexts:
         inputs = [{"text": first, "other": other} for other in others]
         if not self.pair:
             inputs = [{"text": text} for text in (first, *others)]
-        names = ("ids", "segments", *(("token_types",) if self.pair and self.token_types else ()))
         rows = [Tokenize(preprocessing=self.preprocessing)(texts, rng) for texts in inputs]
+        names = ["ids", "segments"]
+        if self.pair and self.preprocessing.token_types:
+            names.append("token_types")
         names = [name for name in names if name in rows[0]]
         stacked = {name: np.stack([row[name] for row in rows]) for name in names}
         if self.pair and len(rows) == 1:
