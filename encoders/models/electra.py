@@ -14,6 +14,8 @@ class ELECTRA(BERT):
 
     pool: Pool = "cls"
 
+    HEAD = {"activation": "gelu"}  # noqa: RUF012 (the generator's, whatever the MLP's)
+
     # Table 6 of the paper.
     SIZES = {  # noqa: RUF012
         "small": TextSize(256, 12, 1024, 4, 128),

@@ -1,6 +1,27 @@
 """What encoders are trained on, one file per idea; a config picks one by `objective.name`."""
 
 from encoders.objectives.classification import Classification
+from encoders.objectives.data_flow import DataFlowLanguage
 from encoders.objectives.masked_image import MaskedImage
+from encoders.objectives.masked_language import MaskedLanguage
+from encoders.objectives.permutation import PermutationLanguage
+from encoders.objectives.ranking import Ranking
+from encoders.objectives.sentence import (
+    SentenceContrast,
+    SentencePair,
+    SentenceScore,
+    SentenceTriplet,
+)
 
-OBJECTIVES = {"classification": Classification, "masked_image": MaskedImage}
+OBJECTIVES = {
+    "classification": Classification,
+    "data_flow": DataFlowLanguage,
+    "masked_image": MaskedImage,
+    "masked_language": MaskedLanguage,
+    "permutation": PermutationLanguage,
+    "ranking": Ranking,
+    "sentence_contrast": SentenceContrast,
+    "sentence_pair": SentencePair,
+    "sentence_score": SentenceScore,
+    "sentence_triplet": SentenceTriplet,
+}
