@@ -4,19 +4,75 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import numpy as np
 
 from encoders.data.data_flow import data_flow
 from encoders.data.sources.base import CorruptExample
+from encoders.data.tokenizer import Tokenizer
+from encoders.data.transforms.tokenize import padded
 from encoders.errors import ConfigError
 
 Mode = Literal["encoder-only", "decoder-only", "encoder-decoder"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bimodal:
+class _Code:
+    preprocessing: Any
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Code may well spell special tokens, which then are text like any other."""
+        return self.preprocessing.opened.literal()
+
+    def check_room(self, field: str, needed: int) -> None:
+        """Raises a ConfigError if the rows are too short."""
+        if needed > self.preprocessing.max_length:
+            raise ConfigError(
+                f"{field}: with the special tokens and one of the code it makes {needed} tokens, "
+                f"but preprocessing.max_length is {self.preprocessing.max_length}."
+            )
+
+    def encode(self, example: dict[str, Any], name: str) -> Any:
+        """The library's encoding of a field, without special tokens.
+
+        Raises:
+          CorruptExample: there is no text in it.
+        """
+        text = example.get(name)
+        try:
+            found = self.tokenizer.inner.encode(text, add_special_tokens=False)
+        except TypeError as error:  # None, bytes, or the half of a surrogate pair
+            raise CorruptExample(f"field '{name}' is not a text ({error})") from error
+        if not found.ids:
+            raise CorruptExample(f"no text in field '{name}'")
+        return found
+
+    def framed(
+        self, example: dict[str, Any], code: list[int], max_text: int, length: int
+    ) -> tuple[list[int], int]:
+        """Ids of [CLS] text [SEP] code [SEP], cut to a length, and where the code begins."""
+        special = self.tokenizer.vocabulary
+        ids = [special.cls_id]
+        if example.get("text"):
+            ids += [*self.encode(example, "text").ids[:max_text], special.sep_id]
+        first = len(ids)
+        return [*ids, *code[: length - first - 1], special.sep_id], first
+
+    def fields(self, ids: list[int]) -> dict[str, np.ndarray]:
+        """'ids' and 'segments' [T] int32, 'word_start' [T] bool."""
+        length, row = self.preprocessing.max_length, np.asarray(ids, np.int32)
+        return {
+            "ids": padded(row, length, self.tokenizer.vocabulary.pad_id),
+            "segments": padded(np.ones_like(row), length),
+            "word_start": padded(self.tokenizer.word_starts(row), length),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bimodal(_Code):
     """[CLS] text [SEP] code [SEP], or [CLS] code [SEP] without a text (CodeBERT, arXiv 2002.08155).
 
     Attributes:
@@ -25,31 +81,25 @@ class Bimodal:
     """
 
     max_text: int = 128
-    preprocessing: Any
 
     def __post_init__(self) -> None:
-        _check_room("bimodal.max_text", self.max_text + 4, self.preprocessing.max_length)
+        self.check_room("bimodal.max_text", self.max_text + 4)
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{'code', maybe 'text'} -> with 'ids' and 'segments', each [T] int32.
+        """{'code', maybe 'text'} -> with 'ids' and 'segments' [T] int32, 'word_start' [T] bool.
 
         Raises:
           CorruptExample: there is no code.
         """
         del rng
-        tokenizer = self.preprocessing.opened
-        text = tokenizer.ids(example.get("text", ""))[: self.max_text]
-        ids, _ = _framed(tokenizer, text, _code_ids(tokenizer, example)[0], self._length)
-        return {**example, **_padded(ids, self._length, tokenizer.vocabulary.pad_id)}
-
-    @property
-    def _length(self) -> int:
-        return self.preprocessing.max_length
+        code, length = self.encode(example, "code").ids, self.preprocessing.max_length
+        ids, _ = self.framed(example, code, self.max_text, length)
+        return {**example, **self.fields(ids)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataFlow:
-    """[CLS] text [SEP] code [SEP] and then the variables of the code (GraphCodeBERT, section 4.1).
+class DataFlow(_Code):
+    """[CLS] text [SEP] code [SEP], and the variables of the code (GraphCodeBERT, arXiv 2009.08366).
 
     Variables whose tokens were cut off are left out, and so are those beyond `max_nodes`.
 
@@ -61,31 +111,27 @@ class DataFlow:
 
     max_nodes: int = 64
     max_text: int = 128
-    preprocessing: Any
 
     def __post_init__(self) -> None:
         if self.max_nodes < 1:
             raise ConfigError(f"data_flow.max_nodes: expected 1 or more, got {self.max_nodes}.")
-        room = self.max_text + self.max_nodes + 4
-        _check_room("data_flow.max_text", room, self.preprocessing.max_length)
+        self.check_room("data_flow.max_text and max_nodes", self.max_text + self.max_nodes + 4)
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Adds what `GraphCodeBERT` takes.
+        """{'code', maybe 'text'} -> with what `GraphCodeBERT` takes.
 
         Returns:
-          'ids' and 'segments' [T] int32, 'sees_all' [T] bool, 'node_spans' [N, 2] int32 and
-          'node_sources' [N, N] bool, rows without a node all zero.
+          'ids' and 'segments' [T] int32, 'word_start' and 'sees_all' [T] bool, 'node_spans' [N, 2]
+          int32 and 'node_sources' [N, N] bool; all zero where there is no node.
 
         Raises:
           CorruptExample: there is no code, or Python cannot parse it.
         """
         del rng
-        tokenizer, length = self.preprocessing.opened, self.preprocessing.max_length
-        special = tokenizer.vocabulary
-        code, offsets = _code_ids(tokenizer, example)
-        text = tokenizer.ids(example.get("text", ""))[: self.max_text]
-        ids, first = _framed(tokenizer, text, code, length - self.max_nodes)
-        found = _padded(ids, length, special.pad_id)
+        special, length = self.tokenizer.vocabulary, self.preprocessing.max_length
+        code = self.encode(example, "code")
+        ids, first = self.framed(example, code.ids, self.max_text, length - self.max_nodes)
+        found = self.fields(ids)
         try:
             variables = data_flow(example["code"])
         except (SyntaxError, ValueError, RecursionError) as error:
@@ -93,7 +139,7 @@ class DataFlow:
 
         kept = {}  # number of a variable -> its tokens in the row
         for number, variable in enumerate(variables):
-            start, stop = _tokens_of(offsets, variable.start, variable.stop)
+            start, stop = _tokens_of(code.offsets, variable.start, variable.stop)
             if start < stop and first + stop < len(ids) and len(kept) < self.max_nodes:
                 kept[number] = (first + start, first + stop)
         place = {number: index for index, number in enumerate(kept)}
@@ -105,7 +151,8 @@ class DataFlow:
         nodes = slice(length - self.max_nodes, length - self.max_nodes + len(kept))
         found["ids"][nodes] = special.unk_id
         found["segments"][nodes] = 1
-        frame = np.isin(found["ids"], (special.cls_id, special.sep_id)) & (found["segments"] > 0)
+        frame = np.zeros(length, bool)
+        frame[[0, first - 1, len(ids) - 1]] = True
         return {
             **example,
             **found,
@@ -116,13 +163,13 @@ class DataFlow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrefixMode:
-    """[CLS] <mode> [SEP] source [SEP], or source [SEP] target [SEP] (UniXcoder, section 3.1).
+class PrefixMode(_Code):
+    """[CLS] <mode> [SEP] source [SEP], and maybe target [SEP] (UniXcoder, arXiv 2203.03850).
 
     Attributes:
       mode: 'encoder-only', every token sees every other; 'decoder-only', those before it; or
         'encoder-decoder', tokens of the target see the source and those before them.
-      source: field with the text that is encoded.
+      source: field with the text that is encoded, or written where there is no encoder.
       target: field with the text that is written, for 'encoder-decoder'.
       max_source: tokens of the source that are kept where there is a target.
       preprocessing: tokenizer, which must have <encoder-only> and so on, and length (supplied).
@@ -132,73 +179,31 @@ class PrefixMode:
     source: str = "code"
     target: str = "text"
     max_source: int = 256
-    preprocessing: Any
+
+    def __post_init__(self) -> None:
+        if self.mode == "encoder-decoder":
+            self.check_room("prefix_mode.max_source", self.max_source + 6)
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Adds 'ids' and 'segments', each [T] int32, and 'prefix', an int32.
+        """Adds 'ids' and 'segments' [T] int32, 'word_start' [T] bool and 'prefix', an int32.
 
         Raises:
           CorruptExample: there is no source, or no target.
           ConfigError: the tokenizer has no such mode.
         """
         del rng
-        tokenizer, length = self.preprocessing.opened, self.preprocessing.max_length
-        special, token = tokenizer.vocabulary, f"<{self.mode}>"
-        mode_id = tokenizer.inner.token_to_id(token)
+        special, length = self.tokenizer.vocabulary, self.preprocessing.max_length
+        mode_id = self.tokenizer.inner.token_to_id(f"<{self.mode}>")
         if mode_id is None:
-            raise ConfigError(f"prefix_mode.mode: the tokenizer has no token '{token}'; add it.")
-        parts = [tokenizer.ids(_text(example, self.source))]
-        if self.mode == "encoder-decoder":
-            _check_room("prefix_mode.max_source", self.max_source + 6, length)
-            parts = [parts[0][: self.max_source], tokenizer.ids(_text(example, self.target))]
+            raise ConfigError(f"prefix_mode.mode: the tokenizer has no token '<{self.mode}>'.")
         ids = [special.cls_id, mode_id, special.sep_id]
-        prefix = {"encoder-only": length, "decoder-only": 0}.get(self.mode)
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
-            room = length - 1 - len(ids) if last else len(part)
-            ids += [*part[:room], special.sep_id]
-            if not last:
-                prefix = len(ids)
-        found = _padded(ids, length, special.pad_id)
-        return {**example, **found, "prefix": np.int32(prefix)}
-
-
-def _check_room(where: str, needed: int, length: int) -> None:
-    if needed > length:
-        raise ConfigError(
-            f"{where}: with the special tokens and room for code it takes {needed} tokens, but "
-            f"preprocessing.max_length is {length}."
-        )
-
-
-def _text(example: dict[str, Any], name: str) -> str:
-    if not isinstance(example.get(name), str) or not example[name].strip():
-        raise CorruptExample(f"no text in field '{name}'")
-    return example[name]
-
-
-def _code_ids(tokenizer: Any, example: dict[str, Any]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of the code and the characters [start, stop) that each stands for."""
-    encoded = tokenizer.inner.encode(_text(example, "code"), add_special_tokens=False)
-    return encoded.ids, encoded.offsets
-
-
-def _framed(tokenizer: Any, text: Any, code: list[int], length: int) -> tuple[list[int], int]:
-    """Ids of the row, and where the code begins in it."""
-    special = tokenizer.vocabulary
-    ids = [special.cls_id]
-    if len(text):
-        ids += [*map(int, text), special.sep_id]
-    first = len(ids)
-    return [*ids, *code[: length - first - 1], special.sep_id], first
-
-
-def _padded(ids: list[int], length: int, pad_id: int) -> dict[str, np.ndarray]:
-    found = np.full(length, pad_id, np.int32)
-    found[: len(ids)] = ids
-    segments = np.zeros(length, np.int32)
-    segments[: len(ids)] = 1
-    return {"ids": found, "segments": segments}
+        prefix = 0 if self.mode == "decoder-only" else length
+        source = self.encode(example, self.source).ids
+        if self.mode == "encoder-decoder":
+            ids += [*source[: self.max_source], special.sep_id]
+            prefix, source = len(ids), self.encode(example, self.target).ids
+        ids += [*source[: length - len(ids) - 1], special.sep_id]
+        return {**example, **self.fields(ids), "prefix": np.int32(prefix)}
 
 
 def _tokens_of(offsets: list[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
