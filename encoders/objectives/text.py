@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from encoders.data.text import INPUTS
 from encoders.data.vocabulary import Vocabulary
 from encoders.objectives.base import Batch, Objective, valid_weights
 from encoders.types import Encoded
@@ -29,8 +30,8 @@ class TextObjective(Objective):
 
     def encode(self, batch: Batch, ids: jax.Array | None = None, **arguments: Any) -> Encoded:
         """The encoder's output for a batch, or for other ids in its place."""
-        given = {name: batch[name] for name in ("segments", "token_types") if name in batch}
-        return self.encoder(batch["ids"] if ids is None else ids, **given, **arguments)
+        given = {name: batch[name] for name in INPUTS if name in batch}
+        return self.encoder(batch["ids"] if ids is None else ids, **{**given, **arguments})
 
     def corruptible(self, batch: Batch) -> jax.Array:
         """[B, T] bool, True for tokens that may be corrupted: real ones that are not special.
