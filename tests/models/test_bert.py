@@ -23,7 +23,7 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pass
 jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "text"
-FAMILIES = ("albert", "bert", "deberta", "distilbert", "electra", "roberta")
+FAMILIES = ("albert", "bert", "deberta", "distilbert", "electra", "modernbert", "roberta")
 TINY = {
     "width": 12,
     "depth": 3,

@@ -135,6 +135,11 @@ PUBLISHED = {
             "large": _sizes(1024, 24, 16, embedding_size=1024),
         },
     ),
+    "modernbert": (
+        "ModernBertModel",
+        "ModernBertConfig",
+        {"base": {}, "large": {**_sizes(1024, 28, 16), "intermediate_size": 2624}},
+    ),
 }
 
 
