@@ -142,6 +142,10 @@ class TwoStreamAttention(Attention):
             drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
         scores = scores / math.sqrt(per_head[1])
         y = dot_product_attention(query + offset("content_bias"), key, value, mask, drop, scores)
+        if mask is not None and relation.targets is not None:
+            # The first token of an order may see nothing. It then gets nothing, rather than the
+            # mean of all values, its own word's among them.
+            y = jnp.where(mask.any(-1)[..., None, None], y, 0)
         y = Linear(width, False, init.kernel, name="out")(y.reshape(x.shape))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
