@@ -173,9 +173,20 @@ class DeBERTa(BERT):
         self, length: int, segments: jax.Array | None, positions: jax.Array | None
     ) -> dict[str, Any]:
         """Normalised rows of the table of relative positions, and which distance has which."""
-        shape = (2 * self.position_buckets, self.size.width)
+        buckets, distance = self.position_buckets, self.max_distance
+        if buckets < 2 or buckets % 2:
+            raise ConfigError(
+                f"model.position_buckets: {buckets} is not an even number from 2 on; half of them "
+                "are of near tokens."
+            )
+        if distance - 1 <= buckets // 2:
+            raise ConfigError(
+                f"model.max_distance: {distance} leaves no distances for the far half of the "
+                f"{buckets} position_buckets; it must be more than {buckets // 2 + 1}."
+            )
+        shape = (2 * buckets, self.size.width)
         table = self.param("relative_embeddings", trunc_normal(0.02), shape)
-        used, rows = relative_rows(length, self.position_buckets, self.max_distance)
+        used, rows = relative_rows(length, buckets, distance)
         table = LayerNorm(self.norm_eps, name="norm_relative_embeddings")(table[used])
         return {"relative": (table, jnp.asarray(rows))}
 
