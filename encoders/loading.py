@@ -7,6 +7,7 @@ A path is one of:
   what `save` wrote          config.json with "format": "encoders", and model.safetensors
   a Hugging Face directory   config.json with "model_type", and model.safetensors
   a timm directory           config.json with "architecture", and model.safetensors
+  sentence-transformers'     modules.json, and the directories it lists
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.checkpoints.formats import files, hf, timm
+from encoders.checkpoints.formats import files, hf, sentence_transformers, timm
 from encoders.checkpoints.formats.mapping import Exported, Imported, flatten
 from encoders.checkpoints.store import CheckpointStore
 from encoders.config import build, to_plain
@@ -125,6 +126,8 @@ def _read(path: str | os.PathLike, weights: Choice) -> Imported:
         raise CheckpointError(_not_a_directory(path))
     if (run := _find_run(path)) is not None:
         return _read_run(run, weights)
+    if (path / sentence_transformers.MODULES).is_file():
+        return sentence_transformers.read(path)
     if not (path / files.CONFIG).is_file():
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         raise CheckpointError(
@@ -252,7 +255,11 @@ def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
     params = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.variables["params"])))
     if module.modality == "text" and format == "hf":
         fields = {**section_of(MODELS, module), **dataclasses.asdict(module.size)}
-        return Exported(fields, params)
+        if not heads:
+            return Exported(fields, params)
+        trees = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.heads)))
+        objective = _resolved(encoder, module)
+        return Exported(fields, params, objective=objective, objective_params=trees)
     if not isinstance(module, ViT):
         raise CheckpointError(
             f"format '{format}': writes a ViT, and this is {type(module).__name__}; "

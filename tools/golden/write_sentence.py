@@ -2,20 +2,28 @@
 
     python -m tools.golden.write_sentence        # needs the extra 'parity'
 
-Every loss has its inputs, its value and the gradient of that, from PyTorch in float32. A directory
-that sentence-transformers saved, with what it encodes, goes to tests/golden/text/sentence.
+Every loss has its inputs, its value and the gradient of that, from PyTorch in float32. Directories
+that sentence-transformers saved, with the vectors it encodes texts to, go to tests/golden/sentence.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
+import shutil
+import tempfile
+from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
-from sentence_transformers import CrossEncoder
+import transformers
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder import losses as cross_losses
 from sentence_transformers.sentence_transformer import losses
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+from tools.golden.write_text import randomize
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "tests" / "golden"
 POOLINGS = {
@@ -131,6 +139,62 @@ def _of_order(logits: torch.Tensor) -> torch.Tensor:
     return loss([["x"] * len(logits), [["x", "x"]] * len(logits)], [label] * len(logits))
 
 
+TEXTS = [
+    "A man is playing a guitar.",
+    "",
+    "Someone plays an instrument, and sings; the others listen until the very end of the song.",
+    "A dog!",
+    "the naïve café in 東京 isn't open",
+    "A man is playing a guitar",
+    "  white   space\tis no text ",
+]
+_TINY = {
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+}
+
+
+def _tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
+    """A small one, trained on TEXTS."""
+    if kind == "bert":
+        trained = tokenizers.BertWordPieceTokenizer()
+        trained.train_from_iterator(TEXTS, vocab_size=90, show_progress=False)
+        return transformers.BertTokenizerFast(tokenizer_object=trained._tokenizer)
+    trained = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(TEXTS, vocab_size=300, special_tokens=special, show_progress=False)
+    vocabulary, merges = json.loads(trained.to_str())["model"]["vocab"], trained.to_str()
+    merges = [tuple(pair) for pair in json.loads(merges)["model"]["merges"]]
+    return transformers.RobertaTokenizerFast(vocab=vocabulary, merges=merges)
+
+
+def write_directory(name: str, kind: str, length: int, poolings: list[str], **more: Any) -> None:
+    """A tiny model as sentence-transformers saves it, and what it makes of TEXTS."""
+    directory = GOLDEN / "sentence" / name
+    shutil.rmtree(directory, ignore_errors=True)
+    tokenizer = _tokenizer(kind)
+    config = getattr(transformers, {"bert": "BertConfig", "roberta": "RobertaConfig"}[kind])(
+        **_TINY,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=40,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    network = transformers.AutoModel.from_config(config).eval()
+    randomize(network, seed=len(name))
+    with tempfile.TemporaryDirectory() as temporary:
+        network.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        transformer = Transformer(temporary, max_seq_length=length)
+        parts = [transformer, Pooling(12, pooling_mode=poolings)]
+        parts += [Normalize()] if more.get("normalize") else []
+        model = SentenceTransformer(modules=parts, device="cpu", **more.get("prompts", {}))
+        model.save(str(directory), create_model_card=False)
+    np.savez_compressed(directory / "expected.npz", vectors=model.encode(TEXTS))
+    print(name, *sorted(str(p.relative_to(directory)) for p in directory.rglob("*")))
+
+
 def main() -> None:
     """Writes every file anew."""
     torch.manual_seed(0)
@@ -142,6 +206,9 @@ def main() -> None:
     }
     np.savez_compressed(GOLDEN / "sentence.npz", **arrays)
     print(*sorted(arrays), sep="\n")
+    write_directory("bert_mean", "bert", 12, ["mean"], normalize=True)
+    prompts = {"prompts": {"query": "find: "}, "default_prompt_name": "query"}
+    write_directory("roberta_cls_max", "roberta", 30, ["cls", "max"], prompts=prompts)
 
 
 if __name__ == "__main__":
