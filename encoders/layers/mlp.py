@@ -60,12 +60,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-# Of gated linear units (arXiv 2002.05202), the activation of the gate.
-GATED: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "swiglu": jax.nn.silu,
-    "geglu": gelu,
-    "geglu_tanh": gelu_tanh,
-}
+# Gated linear units (arXiv 2002.05202) and the activation of their gate.
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 
 
 class Mlp(nn.Module):
@@ -97,7 +93,7 @@ class Mlp(nn.Module):
 
         if self.kind in GATED:
             gate = linear(self.mlp_dim, "gate")(x)
-            y = GATED[self.kind](gate) * linear(self.mlp_dim, "fc1")(x)
+            y = ACTIVATIONS[GATED[self.kind]](gate) * linear(self.mlp_dim, "fc1")(x)
         elif self.kind in ACTIVATIONS:
             y = ACTIVATIONS[self.kind](linear(self.mlp_dim, "fc1")(x))
         else:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from encoders.errors import ConfigError, nearest
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
-from encoders.layers.mlp import ACTIVATIONS
+from encoders.layers.mlp import ACTIVATIONS, GATED
 from encoders.layers.norm import LayerNorm
 
 _INIT = trunc_normal(0.02)
@@ -57,7 +57,7 @@ class VocabularyHead(nn.Module):
         """
         switches = ("transform", "dense_bias", "norm_bias", "bias", "tied")
         found: dict[str, Any] = dict.fromkeys(switches, True)
-        found |= {"activation": encoder.mlp, "norm_eps": encoder.norm_eps}
+        found |= {"activation": activation_of(encoder), "norm_eps": encoder.norm_eps}
         found |= getattr(encoder, "HEAD", {})
         given = {field: getattr(self, field) for field in found}
         found |= {field: value for field, value in given.items() if value is not None}
@@ -131,12 +131,17 @@ class TokenHead(nn.Module):
         if self.context:
             x = LayerNorm(self.norm_eps, name="norm")(x + x[:, :1])
         x = Linear(x.shape[-1], kernel_init=_INIT, name="dense")(x)
-        x = ACTIVATIONS[self.activation or encoder.mlp](x)
+        x = ACTIVATIONS[self.activation or activation_of(encoder)](x)
         return Linear(1, kernel_init=_INIT, name="score")(x)[..., 0].astype(jnp.float32)
 
     def flops(self, encoder: nn.Module) -> float:
         """Forward FLOPs per token."""
         return 2.0 * encoder.size.width * (encoder.size.width + 1)
+
+
+def activation_of(encoder: nn.Module) -> str:
+    """The activation of an encoder's MLPs, which is the gate's where they are gated."""
+    return GATED.get(encoder.mlp, encoder.mlp)
 
 
 def word_table(encoder: nn.Module) -> jax.Array:
