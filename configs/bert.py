@@ -40,7 +40,7 @@ def roberta(variant: str, lr: float, warmup: int) -> ConfigDict:
     config = text.base("roberta_160gb", text.ROBERTA, max_length=512)
     config.batch_size = 8192
     config.duration = {"steps": 500_000}
-    config.data.source = text.tokens("roberta_160gb", packing="sentences")
+    config.data.source = text.tokens("roberta_160gb", packing="concatenated")
     config.model = text.model("roberta", variant, pool="none")
     config.objective = dict(name="masked_language", masking=dict(rate=0.15))
     config.optimizer = text.adamw(lr, {"steps": warmup}, b2=0.98, eps=1e-6)

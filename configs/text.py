@@ -17,6 +17,8 @@ MODERNBERT = dict(
     size=50368, pad_id=50283, unk_id=50280, cls_id=50281, sep_id=50282, mask_id=50284, others=()
 )
 XLNET = dict(size=32000, pad_id=5, unk_id=0, cls_id=3, sep_id=4, mask_id=6, others=(1, 2, 7, 8))
+# What tools.prepare_data gives a WordPiece of one's own.
+OWN = dict(pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, others=())
 
 # BERT's code decays tables as well, and spares biases and norms.
 DECAY_TABLES = ((r".*(kernel|words|positions|token_types)", 1.0),)
