@@ -56,7 +56,7 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
     Raises:
       CheckpointError: there is nothing that can be read, or it is damaged.
     """
-    found = _read(path, weights)
+    found = _alone(_read(path, weights))
     module = build(MODELS, found.model, "model")
     preprocessing = None
     if found.preprocessing is not None:
@@ -67,9 +67,15 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
     return kind(module, variables, preprocessing, metadata, found.objective, heads)
 
 
-def read_params(path: str | os.PathLike, *, weights: Choice = "auto") -> dict[str, Any]:
-    """Parameters at a path as an objective has them, {'encoder': ..., 'head': ...}, in numpy."""
+def read_params(
+    path: str | os.PathLike, *, weights: Choice = "auto", alone: bool = False
+) -> dict[str, Any]:
+    """Parameters at a path as an objective has them, {'encoder': ..., 'head': ...}, in numpy.
+
+    With `alone` the encoder's are those that it has without the objective (`Objective.alone`).
+    """
     found = _read(path, weights)
+    found = _alone(found) if alone else found
     return {"encoder": found.params, **found.objective_params}
 
 
@@ -100,6 +106,15 @@ def run_config(path: str | os.PathLike) -> dict[str, Any]:
         "objective": found.objective,
         "preprocessing": found.preprocessing,
     }
+
+
+def _alone(found: Imported) -> Imported:
+    """With the encoder's parameters as they are without those of the objective."""
+    kind = None if found.objective is None else OBJECTIVES.get(found.objective["name"])
+    if kind is None:
+        return found
+    rest = dict(kind.alone({"encoder": found.params, **found.objective_params}))
+    return dataclasses.replace(found, params=rest.pop("encoder"), objective_params=rest)
 
 
 class _Run(NamedTuple):

@@ -197,7 +197,8 @@ def evaluate(
     variables = _on_devices(subject.variables, config, mesh)
     of_encoder = variables
     if subject.objective is not None:
-        of_encoder = {k: v["encoder"] for k, v in variables.items() if "encoder" in v}
+        alone = {**variables, "params": subject.objective.alone(variables["params"])}
+        of_encoder = {k: v["encoder"] for k, v in alone.items() if "encoder" in v}
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
         if evaluator.subject == "encoder":

@@ -52,6 +52,14 @@ class Objective(nn.Module):
         """
         return preprocessing.example_batch(rows)
 
+    @staticmethod
+    def alone(params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Its parameters, with those of the encoder as they are without the objective.
+
+        The same tree, but of objectives that train a part of the encoder as a difference.
+        """
+        return params
+
     def rng_per_example(self, batch: Batch) -> jax.Array:
         """One key per example [B]: from the stream 'corrupt' in training, fixed in evaluation."""
         return per_example_keys(self.corrupt_key(), rows(batch))

@@ -239,7 +239,7 @@ def run_evaluator(
     params = state.best_params
     if evaluator.subject == "encoder":
         stats = {k: v["encoder"] for k, v in state.stats.items() if "encoder" in v}
-        variables = {"params": params["encoder"], **stats}
+        variables = {"params": experiment.objective.alone(params)["encoder"], **stats}
         return evaluator.run(experiment.objective.encoder, variables, step=step)
     return evaluator.run(experiment.objective, {"params": params, **state.stats}, step=step)
 

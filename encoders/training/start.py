@@ -21,6 +21,7 @@ from encoders.checkpoints.partial import load_partially
 from encoders.checkpoints.store import CheckpointStore
 from encoders.config import to_json
 from encoders.errors import ConfigError, StorageError
+from encoders.objectives.base import Objective
 from encoders.parallel import processes
 from encoders.parallel.mesh import to_host
 from encoders.training.experiment import Experiment
@@ -64,7 +65,9 @@ def starting_state(experiment: Experiment, store: CheckpointStore) -> TrainState
 def _with_loaded_weights(experiment: Experiment, state: TrainState) -> TrainState:
     """Replaces parameters by those that config.init_from names, saying which stay fresh."""
     init = experiment.sections.init_from
-    source = loading.read_params(init.path)
+    # An objective that trains a part of its encoder as a difference goes on with that difference.
+    alone = type(experiment.objective).alone is Objective.alone
+    source = loading.read_params(init.path, alone=alone)
     params, report = load_partially(to_host(state.params), source, load=init.load, fresh=init.fresh)
     for line in report:
         log.info("init_from %s: %s", init.path, line)
