@@ -384,12 +384,13 @@ def test_prefix_modes():
         transform(example, np.random.default_rng(0))
 
 
-def test_code_that_cannot_be_used_is_replaced_and_named(tmp_path):
+def test_code_that_cannot_be_used_is_replaced_and_named(tmp_path, monkeypatch):
     """The whole way from files to batches, with one function that no node can be made of."""
     source = build(SOURCES, {"name": "python_code", "path": str(tree(tmp_path))}, "data.source")
     section = {"name": "data_flow", "max_nodes": 4, "max_text": 8}
     transform = build(TRANSFORMS, section, "data.transforms", preprocessing=preprocessing(64))
-    source._examples[2]["code"] = "def f(:"
+    read, broken = source._read, {"code": "def f(:"}
+    monkeypatch.setattr(source, "_read", lambda i: read(i) | (broken if i == 2 else {}))
     batcher = Batcher(source, [transform], batch_size=4, seed=0, shuffle=False)
     out = batcher.empty()
     [met] = batcher.fill(0, out)
