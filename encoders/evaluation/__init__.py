@@ -6,14 +6,20 @@ from encoders.evaluation.features import FeatureExtractor
 from encoders.evaluation.few_shot import FewShot
 from encoders.evaluation.knn import KNN
 from encoders.evaluation.linear_probe import LinearProbe
+from encoders.evaluation.masked_accuracy import MaskedAccuracy
 from encoders.evaluation.reconstruction import Reconstruction
+from encoders.evaluation.retrieval import Retrieval
+from encoders.evaluation.similarity import Similarity
 
 EVALUATORS = {
     "classification": Classification,
     "few_shot": FewShot,
     "knn": KNN,
     "linear_probe": LinearProbe,
+    "masked_accuracy": MaskedAccuracy,
     "reconstruction": Reconstruction,
+    "retrieval": Retrieval,
+    "sts": Similarity,
 }
 
 __all__ = ["EVALUATORS", "Evaluator", "FeatureExtractor"]

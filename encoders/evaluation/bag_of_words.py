@@ -6,7 +6,7 @@ import numpy as np
 
 from encoders.evaluation.features import Labelled
 
-MAX_TOKENS = 2048  # more columns would make D so large that no probe could be fitted to it
+MAX_TOKENS = 1024  # more columns would make D so large that no probe could be fitted to it
 
 
 def bag_of_words(train: Labelled, test: Labelled) -> tuple[Labelled, Labelled]:
@@ -39,4 +39,7 @@ def bag_of_words(train: Labelled, test: Labelled) -> tuple[Labelled, Labelled]:
         length = np.linalg.norm(weighted, axis=1, keepdims=True)
         return (weighted / np.maximum(length, 1e-12)).astype(np.float32)
 
-    return tuple(Labelled(weigh(split.features), split.labels) for split in (train, test))
+    return tuple(
+        Labelled(weigh(split.features), split.labels, split.rows, one_scale=True)
+        for split in (train, test)
+    )

@@ -26,7 +26,6 @@ from jax.sharding import Mesh
 from encoders.data import Preprocessing, Source
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
-from encoders.parallel.mesh import to_host
 from encoders.types import Encoded
 
 logger = logging.getLogger(__name__)
@@ -36,10 +35,20 @@ MAX_PIXELS = 32 * 32
 
 
 class Labelled(NamedTuple):
-    """Features of a data set: features [N, D] float32, labels [N] int32."""
+    """Features of a data set.
+
+    Attributes:
+      features: [N, D] float32.
+      labels: [N] int32; -1 where the source has none.
+      rows: [N] int32, the examples' numbers in the source; corrupt ones are missing.
+      one_scale: whether columns mean something relative to each other, as weighted counts do, so
+        that probes must not scale each by itself.
+    """
 
     features: np.ndarray
     labels: np.ndarray
+    rows: np.ndarray | None = None
+    one_scale: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +198,6 @@ class FeatureExtractor:
         kind, module, features = which
 
         def extract(variables: Any, batch: Mapping[str, jax.Array]) -> tuple:
-            if "label" not in batch:
-                raise DataError("probes need labels; the examples of this source have none.")
             if kind == "encoder":
                 layers = tuple(feature for feature in features if isinstance(feature, int))
                 asked = {"layers": layers} if layers else {}
@@ -204,7 +211,8 @@ class FeatureExtractor:
                 special = jnp.asarray(self.preprocessing.special.special_ids)
                 word = (batch["segments"] > 0) & ~jnp.isin(ids, special)
                 vectors = (jnp.where(word, ids, -1),)
-            return vectors, batch["label"], batch["valid"]
+            labels = batch.get("label", jnp.full_like(batch["row"], -1))
+            return vectors, labels, batch["row"], batch["valid"]
 
         return self._once(
             (*which, dtype), lambda: on_mesh(extract, self.preprocessing, self.mesh, dtype)
@@ -224,13 +232,14 @@ class FeatureExtractor:
         parts: list[tuple[np.ndarray, ...]] = []
 
         def collect() -> None:
-            vectors, labels, valid = to_host(pending.popleft())
+            vectors, labels, rows, valid = jax.device_get(pending.popleft())
             if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
                 raise DataError(
                     f"probes need one class per example, an integer; these labels are "
                     f"{labels.dtype} {list(labels.shape[1:])}."
                 )
-            parts.append((labels[valid].astype(np.int32), *(x[valid] for x in vectors)))
+            labels = labels.astype(np.int32)
+            parts.append(tuple(x[valid] for x in (labels, rows, *vectors)))
 
         for batch in batches(split.source, self.preprocessing, split.batch_size, self.mesh):
             pending.append(function(variables, batch))
@@ -238,8 +247,8 @@ class FeatureExtractor:
                 collect()
         while pending:
             collect()
-        labels, *vectors = map(np.concatenate, zip(*parts, strict=True))
-        return tuple(Labelled(x, labels) for x in vectors)
+        labels, rows, *vectors = map(np.concatenate, zip(*parts, strict=True))
+        return tuple(Labelled(x, labels, rows) for x in vectors)
 
     def _random_variables(self, module: nn.Module, like: Mapping[str, Any], seed: int) -> Any:
         example = self.preprocessing.example_batch(1)

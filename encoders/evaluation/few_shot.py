@@ -68,7 +68,10 @@ class FewShot(Probe):
             )
         others = rng.permutation(others)[: self.max_validation]
         features, validation, tested = standardize(
-            train.features[chosen], train.features[others], test.features
+            train.features[chosen],
+            train.features[others],
+            test.features,
+            one_scale=train.one_scale,
         )
         targets = 2.0 * np.eye(num_classes, dtype=np.float32)[train.labels[chosen]] - 1.0
         kernels, bias = jax.device_get(

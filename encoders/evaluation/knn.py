@@ -80,7 +80,7 @@ def neighbours(
     chunk = min(BANK_CHUNK, rows)
     rows = math.ceil(rows / chunk) * chunk
     padding = rows * shards - len(train.labels)
-    bank = np.pad(_unit(train.features), ((0, padding), (0, 0)))
+    bank = np.pad(unit(train.features), ((0, padding), (0, 0)))
     labels = np.pad(train.labels, (0, padding), constant_values=-1)  # -1: not an example
     axes = P() if mesh is None else P(mesh.axis_names)
     bank, labels = put_whole(bank, mesh, axes), put_whole(labels, mesh, axes)
@@ -89,7 +89,7 @@ def neighbours(
     search = _search(min(k, len(train.labels)), chunk, mesh)
     found = []
     for start in range(0, len(queries), count):
-        part = _unit(queries[start : start + count])
+        part = unit(queries[start : start + count])
         missing = count - len(part)
         part = put_whole(np.pad(part, ((0, missing), (0, 0))), mesh, P())
         found.append((search(bank, labels, part), count - missing))
@@ -166,6 +166,7 @@ def vote(
     return winners
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows [N, D] divided by their length."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(length, 1e-12)

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 class LinearProbe(Probe):
     """Multinomial logistic regression on standardised features.
 
+    Each column is standardised by itself, but for a bag of words, all columns alike: rare words
+    would count for too much.
+
     The penalties are tried from the strongest down, each from the solution before it, on training
     data without the held-out part; the sweep ends early when two in a row brought no better
     held-out accuracy. The best one is fitted again to all of train, and tested once.
@@ -51,7 +54,9 @@ class LinearProbe(Probe):
             )
 
     def score(self, train: Labelled, test: Labelled, num_classes: int) -> dict[str, float]:
-        features, test_features = standardize(train.features, test.features)
+        features, test_features = standardize(
+            train.features, test.features, one_scale=train.one_scale
+        )
         problem = LogisticRegression(
             features,
             train.labels,

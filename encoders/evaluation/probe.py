@@ -96,6 +96,8 @@ class Probe(Evaluator):
         )
 
     def _measure(self, train: Labelled, test: Labelled) -> dict[str, float]:
+        if max(train.labels.max(), test.labels.max()) < 0:
+            raise DataError("probes need labels; the examples of this source have none.")
         low = min(train.labels.min(), test.labels.min())
         if low < 0:
             raise DataError(f"evaluators.{self.label}: labels must count from 0, found {low}.")
@@ -115,15 +117,19 @@ class Probe(Evaluator):
         return Split(source, fingerprint(section), self.batch_size, self.compute_dtype)
 
 
-def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+def standardize(
+    train: np.ndarray, *others: np.ndarray, one_scale: bool = False
+) -> tuple[np.ndarray, ...]:
     """Centres and scales every column by its mean and standard deviation over `train` [N, D].
 
-    Columns that are constant but for rounding become 0.
+    Columns that are constant but for rounding become 0. With `one_scale` all are divided by the
+    same number, which makes their mean variance 1.
     """
     mean = train.mean(0, dtype=np.float64)
     std = np.sqrt(np.mean(np.square(train - mean, dtype=np.float64), 0))
     constant = std < 1e-6 * np.maximum(np.abs(mean), 1e-6)
-    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std))
+    divisor = np.sqrt(np.mean(np.square(std))) if one_scale else std
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, divisor))
     return tuple(((x - mean) * scale).astype(np.float32) for x in (train, *others))
 
 
