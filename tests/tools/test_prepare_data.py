@@ -258,7 +258,7 @@ def test_samples_are_the_first_of_each_class(digits, tmp_path):
 
 
 def test_png_keeps_grey_images_exactly():
-    from tools.prepare_data import _png
+    from tools.preparing.images import _png
 
     image = np.random.default_rng(0).integers(0, 256, (9, 7, 1), dtype=np.uint8)
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(_png(image)))), image[:, :, 0])

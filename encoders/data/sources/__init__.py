@@ -10,6 +10,7 @@ from encoders.data.sources.synthetic import Synthetic
 from encoders.data.sources.tar import Tar
 from encoders.data.sources.text import Text
 from encoders.data.sources.tfds import Tfds
+from encoders.data.sources.tokens import Tokens
 
 SOURCES = {
     "array_record": ArrayRecord,
@@ -21,6 +22,7 @@ SOURCES = {
     "tar": Tar,
     "text": Text,
     "tfds": Tfds,
+    "tokens": Tokens,
 }
 
 __all__ = ["SOURCES", "CorruptExample", "Source"]

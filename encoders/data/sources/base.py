@@ -41,11 +41,15 @@ class Source:
                 f"data source: expected 0 <= start < stop <= 1, got start={self.start}, "
                 f"stop={self.stop}."
             )
+        self._slice()
+        if self._length <= 0:
+            raise DataError(f"{self!r} holds no examples ({self._total} before slicing).")
+
+    def _slice(self) -> None:
+        """Finds out how many examples there are, and which of them are in the part."""
         self._total = self._count()
         self._first = round(self.start * self._total)
         self._length = round(self.stop * self._total) - self._first
-        if self._length <= 0:
-            raise DataError(f"{self!r} holds no examples ({self._total} before slicing).")
 
     # What a subclass provides --------------------------------------------------------------------
 
@@ -92,6 +96,13 @@ class Source:
         if self._length == self._total:
             return index
         return int(permute(np.array(self._first + index), self._total, _SLICE_KEY))
+
+    def _part_of(self, total: int) -> np.ndarray:
+        """The part (`start`, `stop`) of `total` things that examples are made of, sorted."""
+        chosen = np.arange(round(self.start * total), round(self.stop * total))
+        if len(chosen) == total:
+            return chosen
+        return np.sort(permute(chosen, total, _SLICE_KEY))
 
     def indices_at(self, positions: np.ndarray, seed: int, shuffle: bool) -> np.ndarray:
         """Which example stands at each position of the endless stream of epochs.
