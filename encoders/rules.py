@@ -16,6 +16,10 @@ from encoders.errors import ConfigError
 
 Rules = Sequence[tuple[str, Any]]
 
+# Leaves next to a tower's blocks that come before them: id 0 of layer-wise learning-rate decay.
+_EMBEDDING = re.compile(r"\w*embeddings?|\w*_tokens?|positions|projection")
+_BLOCK = re.compile(r"((?:.*/)?)blocks_(\d+)/.*")
+
 # Modules of scanned layers, see `layers.stack`, and the number of the first layer in them.
 STACKED = {"blocks": 0, "blocks_rest": 1}
 
@@ -45,6 +49,34 @@ def layer_names(path: str, array: Any) -> tuple[str, ...] | None:
         "/".join([*parts[:at], f"blocks_{first + layer}", *parts[at + 1 :]])
         for layer in range(array.shape[0])
     )
+
+
+def layer_ids(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """name -> (layer id, number of ids - 1), for layer-wise learning-rate decay.
+
+    As MAE and BEiT count: 0 for what comes before the blocks (patch embedding, tokens, positions),
+    i + 1 for block i, depth + 1 for what comes after (norm, pooling, heads). Each tower, that is
+    each path prefix that has blocks, counts its own; a `decoder` is a head.
+    """
+    depths: dict[str, int] = {}
+    for name in names:
+        if found := _BLOCK.fullmatch(name):
+            tower, index = found[1], int(found[2])
+            depths[tower] = max(depths.get(tower, 0), index + 1)
+    depths = {tower: n for tower, n in depths.items() if "decoder" not in tower.split("/")}
+    ids = {}
+    for name in names:
+        tower = max((t for t in depths if name.startswith(t)), key=len, default=None)
+        if tower is None:
+            ids[name] = (0, 0)
+            continue
+        top = depths[tower] + 1
+        inside = name.removeprefix(tower)
+        if found := _BLOCK.fullmatch(inside):
+            ids[name] = (int(found[2]) + 1, top)
+        else:
+            ids[name] = (0 if _EMBEDDING.fullmatch(inside.split("/")[0]) else top, top)
+    return ids
 
 
 def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -34,12 +34,11 @@ import optax
 from encoders import rules
 from encoders.config import Durations, build
 from encoders.errors import ConfigError
-from encoders.rules import Rules
+from encoders.rules import Rules, layer_ids
 from encoders.training.adam import scale_by_adam, scale_by_stable_adam
 from encoders.training.layerwise import (
     Leaf,
     describe,
-    layer_ids,
     layerwise,
     match_layers,
     per_layer,

@@ -17,7 +17,7 @@ from encoders.config import Durations
 from encoders.errors import ConfigError
 from encoders.layers.stack import stack_layers, unstack_layers
 from encoders.parallel.sharding import like_parameters
-from encoders.training.layerwise import layer_ids
+from encoders.rules import layer_ids
 from encoders.training.optimizers import OPTIMIZERS, make_optimizer
 
 DURATIONS = Durations(batch_size=4, examples_per_epoch=40, total_steps=20)
