@@ -1,6 +1,6 @@
-"""Features of many images: python -m tools.embed --model PATH --input FOLDER --output features.npz.
+"""Features of many images or texts: python -m tools.embed --model PATH --input IN --output X.npz.
 
-The images are prepared as the weights expect. The file holds:
+Images are prepared as the weights expect. The file holds:
 
   features     [N, D] float32, the encoder's pooled output, if it pools; of --layer, that block's
                class token, or the mean of its patches where the encoder pools in another way
@@ -8,10 +8,18 @@ The images are prepared as the weights expect. The file holds:
   names        [N] file names, or shards and record numbers
   labels       [N] int32, and class_names, where the input has them
   corrupt      [K] names of images that could not be read; they are in no other array
+
+Texts (of txt, jsonl, csv, tsv and parquet) are read with the tokenizer that travels with the
+weights, and pooled and normalised as they say. The file holds:
+
+  vectors      [N, D] float32
+  names        [N] the column 'id', or the number of the row, from 0
+  corrupt      [K] where a text was empty or not valid UTF-8, and left out
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import logging
 import os
@@ -32,18 +40,20 @@ from encoders.errors import (
     exit_cleanly,
 )
 from launch.flags import Parser
+from tools.texts import read_texts, report_corrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Embeds every image of the input and writes one .npz file."""
+    """Embeds every image or text of the input and writes one .npz file."""
     parser = Parser(__doc__)
     parser.add_argument("--model", required=True, help="a run, a checkpoint, or other weights")
-    parser.add_argument("--input", required=True, help="images: a folder, tar shards, ArrayRecord")
+    parser.add_argument("--input", required=True, help="a folder, tar shards, ArrayRecord; texts")
     parser.add_argument("--output", required=True, help="the .npz file to write")
     parser.add_argument("--layer", type=int, help="the block to read, negative from the end")
     parser.add_argument("--tokens", action="store_true", help="also write all tokens")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
+    parser.add_argument("--batch-size", type=int, default=64, help="images or texts per step")
     parser.add_argument("--split", default="train", help="of ArrayRecord")
+    parser.add_argument("--field", default="text", help="column of the text")
     flags = parser.parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     output = pathlib.Path(flags.output)
@@ -55,8 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import encoders
     from encoders.training.progress import Progress
 
-    source = open_input(flags.input, flags.split)
     encoder = encoders.load(flags.model)
+    if encoder.module.modality == "text":
+        return _embed_texts(encoder, flags, output)
+    source = open_input(flags.input, flags.split)
     if encoder.preprocessing is None:
         why = encoder.metadata.get("no_preprocessing") or "they came without any"
         raise CheckpointError(f"--model {flags.model}: its weights say no preprocessing: {why}.")
@@ -83,6 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"wrote {output}: {shapes}")
     if len(arrays["corrupt"]):
         print(f"{len(arrays['corrupt'])} corrupt images left out, such as {arrays['corrupt'][0]}")
+    return 0
+
+
+def _embed_texts(encoder: Any, flags: argparse.Namespace, output: pathlib.Path) -> int:
+    if flags.tokens or flags.layer is not None:
+        raise ConfigError("--tokens and --layer: are for images; a text has one vector.")
+    found = read_texts(flags.input, flags.field, "--input")
+    vectors = encoder.embed(found.texts, batch_size=flags.batch_size)
+    arrays = {"vectors": vectors, "names": found.names, "corrupt": found.corrupt}
+    write(output, {k: np.asarray(v, np.str_) if k != "vectors" else v for k, v in arrays.items()})
+    print(f"wrote {output}: vectors {list(vectors.shape)}")
+    report_corrupt(found)
     return 0
 
 
@@ -142,7 +166,7 @@ def _collect(
     return arrays
 
 
-def write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+def write(path: pathlib.Path, arrays: dict[str, np.ndarray], flag: str = "--output") -> None:
     """Writes an .npz file that is there only when it is complete.
 
     Raises:
@@ -154,7 +178,7 @@ def write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(temporary, **arrays)
         os.replace(temporary, path)
     except (OSError, zipfile.BadZipFile) as error:
-        raise StorageError(f"--output {path}: could not be written ({error}).") from error
+        raise StorageError(f"{flag} {path}: could not be written ({error}).") from error
     finally:
         temporary.unlink(missing_ok=True)
 
