@@ -2,15 +2,19 @@
 
     python -m tools.make_samples --fashion-mnist FOLDER    # its four IDX files, gzipped or not
     python -m tools.make_samples --banking77 FOLDER        # train.csv, test.csv, LICENSE
+    python -m tools.make_samples --peps FOLDER             # pep-*.rst, once BANKING77 is there
 
 The same input gives the same records: the first 1,000 training and 200 test images of each class,
-in their order; all of BANKING77.
+in their order; all of BANKING77; every fifth of the public-domain PEPs as tokens, of a tokenizer
+trained on them and on BANKING77.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,14 +24,24 @@ from array_record.python import array_record_module
 
 from encoders.data import records
 from encoders.data.paths import SAMPLES
+from encoders.data.sources.base import Source
+from encoders.data.sources.sample import Sample
 from encoders.data.sources.text import Text
+from encoders.data.tokenizer_training import train_tokenizer
 from encoders.errors import ConfigError, DataError, exit_cleanly
 from launch.flags import Parser
 from tools.idx import IdxSource
+from tools.preparing.shards import prepare, write_bytes
+from tools.preparing.texts import TextRecipe
 
 # Large groups and slow compression: it is read into memory once, and every byte is in every clone.
 _IMAGES = "group_size:100,brotli:11"
 _TEXTS = "group_size:20000,brotli:11"
+
+_EVERY_PEP, _EVERY_TEST = 5, 10  # of the documents; of those
+_VOCAB_SIZE = 6144
+# Lines of one repeated sign, such as rules below headings, would be most of the frequent tokens.
+_RULE = re.compile(r"^[ \t]*(?:[^\w\s]{3,}[ \t]*)+$\n?", re.MULTILINE)
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
@@ -120,10 +134,61 @@ def make_banking77(folder: pathlib.Path, directory: pathlib.Path) -> None:
     copy_licence(folder, directory)
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Documents(Source):
+    """Texts in memory."""
+
+    texts: Sequence[str]
+
+    def _count(self) -> int:
+        return len(self.texts)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        return {"text": self.texts[index]}
+
+
+def make_peps(folder: pathlib.Path, directory: pathlib.Path) -> None:
+    """Writes a slice of the PEPs as tokens, and the tokenizer.
+
+    Raises:
+      DataError: there are no PEPs in the folder.
+    """
+    files = sorted(folder.glob("pep-*.rst"))[::_EVERY_PEP]
+    if len(files) < _EVERY_TEST:
+        raise DataError(f"--peps: {len(files)} documents in {folder}; expected pep-*.rst files.")
+    texts = [_RULE.sub("", file.read_text(encoding="utf-8")) for file in files]
+    splits = {
+        "train": [text for i, text in enumerate(texts) if i % _EVERY_TEST],
+        "test": texts[::_EVERY_TEST],
+    }
+    questions = Sample(dataset="banking77", split="train")
+    learned = [*splits["train"], *(questions[i]["text"] for i in range(len(questions)))]
+    tokenizer = train_tokenizer(learned, "wordpiece", _VOCAB_SIZE, lowercase=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    for split, documents in splits.items():
+        source = _Documents(texts=documents)
+        job = {"kind": "text", "count": len(source), "shards": 1, "sentences": True}
+        recipe = TextRecipe(source, job, tokenizer, sentences=True)
+        recipe.options = _TEXTS
+        prepare(recipe, directory, split, threads=1)
+    write_bytes(directory / "tokenizer.json", tokenizer.to_json().encode())
+    info = json.loads((directory / "info.json").read_text(encoding="utf-8"))
+    info |= {
+        "source": "https://github.com/python/peps",
+        "licence": "public domain or CC0-1.0, as each document says",
+        "attribution": "Python Enhancement Proposals, by their authors. Changed: lines of one "
+        "repeated sign are left out; stored as tokens of tokenizer.json.",
+        "subset": "every fifth document whose text states this licence; of those every tenth "
+        "is in 'test'",
+        "documents": [file.stem for file in files],
+    }
+    write_info(directory, info)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the samples that are asked for."""
     parser = Parser(__doc__.splitlines()[0])
-    for flag in ("--fashion-mnist", "--banking77"):
+    for flag in ("--fashion-mnist", "--banking77", "--peps"):
         parser.add_argument(flag, type=pathlib.Path, metavar="FOLDER")
     flags = parser.parse(arguments)
     if not any(vars(flags).values()):
@@ -133,6 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_fashion_mnist(flags.fashion_mnist, SAMPLES / "fashion_mnist", each)
     if flags.banking77:
         make_banking77(flags.banking77, SAMPLES / "banking77")
+    if flags.peps:
+        make_peps(flags.peps, SAMPLES / "peps")
     return 0
 
 
