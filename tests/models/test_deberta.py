@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,13 @@ import pytest
 import encoders
 from encoders import config
 from encoders.checkpoints.formats import files
+from encoders.data.vocabulary import Vocabulary
 from encoders.errors import ConfigError
 from encoders.layers.disentangled import log_buckets, relative_rows, skew
 from encoders.layers.stack import stack_layers, unstack_layers
 from encoders.models import MODELS
+from encoders.objectives import OBJECTIVES
+from encoders.objectives.corruption import Corrupted
 from encoders.rules import unflatten
 
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -47,6 +51,13 @@ SEGMENTS = np.array([[1] * 5 + [2] * 6 + [0], [0] * 12], np.int32)
 def golden():
     with np.load(GOLDEN / "deberta.npz") as file:
         return unflatten(dict(file))
+
+
+def gradients_of(name):
+    """Under transformers' names, which have dots."""
+    with np.load(GOLDEN / "deberta.npz") as file:
+        prefix = f"{name}/gradients/"
+        return {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
 
 
 @functools.cache
@@ -103,13 +114,54 @@ def test_the_mask_decoder_is_the_last_layer_twice(tmp_path):
     carrier = dataclasses.replace(encoder, module=module, variables={"params": gradients})
     encoders.save(carrier, tmp_path / "out", format="hf")
     ours = files.read_tensors(tmp_path / "out")
-    with np.load(GOLDEN / "deberta.npz") as file:
-        prefix = "mask_decoder/gradients/"
-        theirs = {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
+    theirs = gradients_of("mask_decoder")
     assert set(ours) == set(theirs)
     for key, gradient in theirs.items():
         np.testing.assert_allclose(ours[key], gradient, rtol=0, atol=2e-5, err_msg=key)
     assert encoders.load(tmp_path / "out").module == module
+
+
+@pytest.mark.parametrize("name", ["deberta_mlm", "deberta_untied"])
+def test_scores_loss_and_gradients_of_masked_tokens(name, tmp_path):
+    want = golden()[name]
+    encoder = encoders.load(GOLDEN / "text" / name)
+    assert encoder.metadata["dropped"] == {}
+    vocabulary = Vocabulary(size=23, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
+    context = {"encoder": encoder.module, "vocabulary": vocabulary}
+    objective = config.build(OBJECTIVES, encoder.objective, "objective", **context)
+    ids = want["inputs"]["input_ids"].astype(np.int32)
+    batch = {"ids": ids, "segments": want["inputs"]["attention_mask"].astype(np.int32)}
+    places = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    weights = want["hidden"].astype(np.float32)
+    corrupted = Corrupted(ids, places, want["labels"].astype(np.int32), weights)
+
+    @jit
+    def run(params):
+        def loss(params):
+            return objective.apply({"params": params}, batch, corrupted, method="loss").loss
+
+        def scores(module):
+            return module.scores(module.encode(batch))
+
+        variables = {"params": params}
+        return jax.grad(loss)(params), nn.apply(scores, objective)(variables)
+
+    gradients, scores = run({"encoder": encoder.variables["params"], **encoder.heads})
+    real = batch["segments"] > 0
+    close(np.where(real[..., None], scores, 0), np.where(real[..., None], want["logits"], 0))
+    carrier = dataclasses.replace(
+        encoder, variables={"params": gradients.pop("encoder")}, heads=gradients
+    )
+    encoders.save(carrier, tmp_path / "out", format="hf", heads=True)
+    ours = files.read_tensors(tmp_path / "out")
+    theirs = gradients_of(name)
+    unused = {"cls.predictions.bias"}  # untied, transformers adds the decoder's bias
+    assert set(ours) - unused == set(theirs)
+    ours["deberta.embeddings.word_embeddings.weight"][0] = theirs[
+        "deberta.embeddings.word_embeddings.weight"
+    ][0]  # PyTorch's lookup gives the padding token none
+    for key, gradient in theirs.items():
+        np.testing.assert_allclose(ours[key], gradient, rtol=0, atol=5e-5, err_msg=key)
 
 
 @functools.cache

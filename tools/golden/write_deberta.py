@@ -2,9 +2,9 @@
 
     python -m tools.golden.write_deberta        # needs the extra 'parity'
 
-The buckets of distances at the published sizes, and the enhanced mask decoder: transformers has the
-layer that takes queries of its own, and here it is applied as the paper says, to the golden weights
-of `write_text`.
+The buckets of distances at the published sizes; scores, loss and gradients of masked-token models;
+and the enhanced mask decoder: transformers has the layer that takes queries of its own, and here it
+is applied as the paper says. Weights are those of `write_text`.
 """
 
 from __future__ import annotations
@@ -57,9 +57,30 @@ def mask_decoder() -> dict[str, np.ndarray]:
     return {f"mask_decoder/{key}": value.detach().numpy() for key, value in found.items()}
 
 
+def masked_language(name: str) -> dict[str, np.ndarray]:
+    """Scores of all tokens, the summed loss of labels at every other one, and its gradients."""
+    model = transformers.DebertaV2ForMaskedLM.from_pretrained(DIRECTORY / name).eval()
+    given = inputs(model.config)
+    generator = torch.Generator().manual_seed(8)
+    shape = given["input_ids"].shape
+    labels = torch.randint(5, model.config.vocab_size, shape, generator=generator)
+    hidden = (torch.arange(shape[1]) % 2 == 0) & (given["attention_mask"] == 1)
+    logits = model(**given).logits
+    torch.nn.functional.cross_entropy(logits[hidden], labels[hidden], reduction="sum").backward()
+    found = {"logits": logits, "labels": labels, "hidden": hidden}
+    found |= {f"inputs/{key}": value for key, value in given.items()}
+    for key, value in model.named_parameters():
+        if value.grad is not None:
+            found[f"gradients/{key}"] = value.grad
+    return {f"{name}/{key}": value.detach().numpy() for key, value in found.items()}
+
+
 def main() -> None:
     """Writes the file anew."""
-    np.savez_compressed(DIRECTORY.parent / "deberta.npz", **buckets(), **mask_decoder())
+    found = {**buckets(), **mask_decoder()}
+    for name in ("deberta_mlm", "deberta_untied"):
+        found |= masked_language(name)
+    np.savez_compressed(DIRECTORY.parent / "deberta.npz", **found)
 
 
 if __name__ == "__main__":

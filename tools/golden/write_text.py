@@ -77,6 +77,11 @@ CASES = {
         "DebertaV2Config",
         {**_TINY_DEBERTA, "legacy": False, "max_relative_positions": 9, "position_buckets": 6},
     ),
+    "deberta_untied": (
+        "DebertaV2ForMaskedLM",
+        "DebertaV2Config",
+        {**_TINY_DEBERTA, "num_hidden_layers": 1, "tie_word_embeddings": False},
+    ),
     "electra": ("ElectraModel", "ElectraConfig", {**_TINY, "embedding_size": 8}),
     "electra_pretraining": (
         "ElectraForPreTraining",

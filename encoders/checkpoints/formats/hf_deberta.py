@@ -3,16 +3,19 @@
 Version 3 has the code of version 2 with other options, and only version 3's are read: one table of
 relative positions in buckets, normalised, through the projections of the content; no convolution,
 no absolute positions in the input, no token types. Not read, and listed in the metadata: absolute
-positions that the authors' files hold beside the encoder, for the decoder of masked tokens.
+positions that the authors' files hold beside the encoder, for the decoder of masked tokens, and the
+generator's head where there is the discriminator's. transformers has no class for that one: it is
+written under the authors' names, and what transformers loads of it is the encoder.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from encoders.checkpoints.formats import files
+from encoders.checkpoints.formats import files, hf_heads
 from encoders.checkpoints.formats.hf_text import (
     _ACTIVATIONS,
     _ACTIVATIONS_OUT,
@@ -72,19 +75,72 @@ _BLOCK = {
     "attention/key": "attention.self.key_proj",
     "attention/value": "attention.self.value_proj",
 }
-_POOLER = "pooler.dense"
 
 FAMILIES = {"deberta-v2": Family("DebertaV2Model", _DEFAULTS, fields=_FIELDS, block=_BLOCK)}
 MODELS = ("deberta",)
 
+_RENAMES = (
+    (r"^deberta\.", ""),
+    (
+        r"^mask_predictions\.classifer\.",
+        "mask_predictions.classifier.",
+    ),  # as the authors' code has it
+)
 _DROPPABLE = {
-    r"(cls|lm_predictions|mask_predictions|classifier|qa_outputs)\..*": (
-        "a head; only the encoder is read"
-    ),
+    r"(cls|lm_predictions|mask_predictions|classifier|qa_outputs)\..*": "a head of another task",
     r"embeddings\.position_ids": "numbers of positions, not weights",
     r"embeddings\.position_embeddings\.weight": "not of the encoder, but of its mask decoder",
     r"pooler\.dense\.(weight|bias)": "a layer of a classifier's",
 }
+
+
+def _discriminator(fields: Mapping[str, Any], section: Mapping[str, Any]) -> list[Rule]:
+    head, width, theirs = section.get("head") or {}, fields["width"], "mask_predictions"
+    if not head.get("context"):
+        raise CheckpointError(
+            "format 'hf': objective.head.context=False cannot be expressed for deberta: there the "
+            "first token is added to every one."
+        )
+    rules = norm(f"{theirs}.LayerNorm", "head/norm", width)
+    rules += linear(f"{theirs}.dense", "head/dense", width, width)
+    return rules + linear(f"{theirs}.classifier", "head/score", width, 1)
+
+
+def _tied(section: Mapping[str, Any]) -> bool:
+    return hf_heads.tied(section) and not section.get("pair")
+
+
+_LM, _CLS = "lm_predictions.lm_head", "cls.predictions"
+_HEADS = (
+    hf_heads.Heads(
+        "DebertaV2Model",
+        ("mask_predictions.LayerNorm.weight",),
+        "replaced_token",
+        _discriminator,
+        lambda _, config: {"head": {"context": True, "norm_eps": config["layer_norm_eps"]}},
+    ),
+    # The head that the authors' files hold, always tied.
+    dataclasses.replace(
+        hf_heads.masked_language(
+            "DebertaV2ForMaskedLM",
+            hf_heads.VocabularyNames(
+                f"{_LM}.decoder", f"{_LM}.dense", f"{_LM}.LayerNorm", f"{_LM}.bias"
+            ),
+        ),
+        fits=_tied,
+        settings=lambda _: {"tie_word_embeddings": True, "legacy": False},
+    ),
+    # The same function under the names of transformers' first version, where it can be untied.
+    hf_heads.masked_language(
+        "DebertaV2ForMaskedLM",
+        hf_heads.VocabularyNames(
+            f"{_CLS}.decoder",
+            f"{_CLS}.transform.dense",
+            f"{_CLS}.transform.LayerNorm",
+            f"{_CLS}.bias",
+        ),
+    ),
+)
 
 
 def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
@@ -94,15 +150,21 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
       CheckpointError: an option is not supported; tensors are missing, unknown or of another shape.
     """
     model = _model_section(config, where)
-    tensors = rename(files.read_tensors(path), ((r"^deberta\.", ""),), where)
-    params, dropped = load_tensors(tensors, _rules(model), _DROPPABLE, where)
+    tensors = rename(files.read_tensors(path), _RENAMES, where)
+    row, objective, head_rules, droppable = hf_heads.find(_HEADS, tensors), None, [], {}
+    if row is not None:
+        objective = {"name": row.objective, **row.section(tensors, config)}
+        head_rules, droppable = row.rules(model, objective), row.droppable(objective)
+    rules, droppable = [*_rules(model), *head_rules], {**droppable, **_DROPPABLE}
+    tree, dropped = load_tensors(tensors, rules, droppable, where)
+    params, heads = hf_heads.split(tree, head_rules)
     metadata = {
         "format": "hf",
         "architecture": (config.get("architectures") or ["DebertaV2Model"])[0],
         "dropped": dropped,
         "no_preprocessing": "it encodes token ids",
     }
-    return Imported(model, params, None, None, {}, metadata)
+    return Imported(model, params, None, objective, heads, metadata)
 
 
 def _model_section(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -176,6 +238,13 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "encoders": {field: fields[field] for field in ("pool", "mask_decoder")},
     }
     tensors = dump_tensors(exported.params, _rules(fields), "Hugging Face deberta-v2")
+    if exported.objective is not None:
+        row = hf_heads.choose(_HEADS, exported.objective, "deberta")
+        rules = row.rules(fields, exported.objective)
+        tensors = {f"deberta.{key}": value for key, value in tensors.items()}
+        where = f"Hugging Face {row.architecture}"
+        tensors |= dump_tensors(exported.objective_params, rules, where)
+        config |= {"architectures": [row.architecture], **row.settings(exported.objective)}
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
 
