@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.checkpoints.formats import files, hf_deberta, hf_modernbert, hf_text
+from encoders.checkpoints.formats import files, hf_deberta, hf_modernbert, hf_text, hf_xlnet
 from encoders.checkpoints.formats.hf_processor import read_preprocessing, write_preprocessing
 from encoders.checkpoints.formats.hf_rules import (
     ACTIVATIONS,
@@ -53,7 +53,7 @@ from encoders.layers.position import sincos2d
 
 # Each has FAMILIES: model_type -> what has `defaults`, the config fields that a file may leave out;
 # MODELS: names in `encoders.models.MODELS` that it writes; and read and write, as `hf_text` has.
-_TEXT = (hf_text, hf_deberta, hf_modernbert)
+_TEXT = (hf_text, hf_deberta, hf_modernbert, hf_xlnet)
 _TEXT_READERS = {model_type: module for module in _TEXT for model_type in module.FAMILIES}
 _TEXT_WRITERS = {name: module for module in _TEXT for name in module.MODELS}
 
