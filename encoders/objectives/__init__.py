@@ -6,6 +6,7 @@ from encoders.objectives.masked_image import MaskedImage
 from encoders.objectives.masked_language import MaskedLanguage
 from encoders.objectives.permutation import PermutationLanguage
 from encoders.objectives.ranking import Ranking
+from encoders.objectives.replaced_token import ReplacedToken
 from encoders.objectives.sentence import (
     SentenceContrast,
     SentencePair,
@@ -20,6 +21,7 @@ OBJECTIVES = {
     "masked_language": MaskedLanguage,
     "permutation": PermutationLanguage,
     "ranking": Ranking,
+    "replaced_token": ReplacedToken,
     "sentence_contrast": SentenceContrast,
     "sentence_pair": SentencePair,
     "sentence_score": SentenceScore,

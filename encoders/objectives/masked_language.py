@@ -23,7 +23,36 @@ from encoders.types import Encoded, Outcome
 Pair = Literal["nsp", "sop"]
 
 
-class MaskedLanguage(TextObjective):
+class MaskingObjective(TextObjective):
+    """Base of objectives that hide tokens.
+
+    Attributes:
+      masking: which tokens are hidden, and how.
+    """
+
+    masking: Masking = dataclasses.field(default_factory=Masking)
+
+    def corrupt(self, batch: Batch) -> Corrupted:
+        """The batch's rows, corrupted; fields as in `Corrupted`, with a leading axis B.
+
+        What a row gets depends on the step and its place in the global batch alone.
+        """
+        starts = batch.get("word_start")
+
+        def draw(key: jax.Array, ids: jax.Array, can: jax.Array, starts: Any) -> Corrupted:
+            return corrupt(key, ids, can, starts, self.masking, self.vocabulary)
+
+        rows = (self.rng_per_example(batch), batch["ids"], self.corruptible(batch), starts)
+        return jax.vmap(draw, in_axes=(0, 0, 0, None if starts is None else 0))(*rows)
+
+    def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
+        batch = super().example_batch(preprocessing, rows)
+        if self.masking.unit != "token":
+            batch["word_start"] = np.zeros(batch["ids"].shape, bool)
+        return batch
+
+
+class MaskedLanguage(MaskingObjective):
     """Predicts hidden tokens from what is left, and maybe whether two texts belong together.
 
     Without a pair task, the sum is over hidden tokens and the weight is their number. With one, the
@@ -33,7 +62,6 @@ class MaskedLanguage(TextObjective):
 
     Attributes:
       encoder: a text encoder; with a pair task, one that pools.
-      masking: which tokens are hidden, and how.
       head: the vocabulary head.
       pair: 'nsp' (BERT: did the second text follow the first?) or 'sop' (ALBERT: are the two in
         their order?); the batch says so in `label`: 0 for yes, 1 for no. None for no such task.
@@ -41,7 +69,6 @@ class MaskedLanguage(TextObjective):
         several times the cost, to measure against.
     """
 
-    masking: Masking = dataclasses.field(default_factory=Masking)
     head: VocabularyHead = dataclasses.field(default_factory=lambda: VocabularyHead(parent=None))
     pair: Pair | None = None
     gather: bool = True
@@ -53,16 +80,6 @@ class MaskedLanguage(TextObjective):
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
         """Hides tokens of batch['ids'] and returns the loss of predicting them."""
         return self.loss(batch, self.corrupt(batch), train=train)
-
-    def corrupt(self, batch: Batch) -> Corrupted:
-        """The batch's rows, corrupted; fields as in `Corrupted`, with a leading axis B."""
-        starts = batch.get("word_start")
-
-        def draw(key: jax.Array, ids: jax.Array, can: jax.Array, starts: Any) -> Corrupted:
-            return corrupt(key, ids, can, starts, self.masking, self.vocabulary)
-
-        rows = (self.rng_per_example(batch), batch["ids"], self.corruptible(batch), starts)
-        return jax.vmap(draw, in_axes=(0, 0, 0, None if starts is None else 0))(*rows)
 
     def loss(self, batch: Batch, corrupted: Corrupted, *, train: bool = False) -> Outcome:
         """The loss for given hidden tokens."""
@@ -114,8 +131,6 @@ class MaskedLanguage(TextObjective):
 
     def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
         batch = super().example_batch(preprocessing, rows)
-        if self.masking.unit != "token":
-            batch["word_start"] = np.zeros(batch["ids"].shape, bool)
         if self.pair is not None:
             batch["token_types"] = np.zeros_like(batch["ids"])
             batch["label"] = np.zeros(rows, np.int32)

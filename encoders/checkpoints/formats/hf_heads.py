@@ -39,6 +39,7 @@ class Heads:
       fits: (section) -> whether an objective of that name is this class, or another row's.
       settings: (section) -> fields of config.json.
       droppable: (section) -> regex -> reason, for tensors that are left out.
+      completed: tensors -> the same with what older files do not spell out.
     """
 
     architecture: str
@@ -49,6 +50,7 @@ class Heads:
     fits: Callable[[Fields], bool] = lambda section: True
     settings: Callable[[Fields], dict[str, Any]] = lambda section: {}
     droppable: Callable[[Fields], dict[str, str]] = lambda section: {}
+    completed: Callable[[Tensors], Tensors] = lambda tensors: tensors
 
 
 def find(rows: Sequence[Heads], tensors: Tensors) -> Heads | None:
@@ -141,6 +143,14 @@ class VocabularyNames:
         both = tuple((name, (vocab,)) for name in (f"{self.decoder}.bias", self.bias))
         return Rule(both, (ours,), lambda decoder, _: (decoder,), lambda x: (x, x))
 
+    def completed(self, tensors: Tensors) -> Tensors:
+        """With both biases of an untied file, of which transformers 4 stores one."""
+        name, bias = f"{self.decoder}.bias", self.bias
+        untied = f"{self.decoder}.weight" in tensors
+        if untied and bias in tensors and name not in tensors:
+            return {**tensors, name: tensors[bias]}
+        return tensors
+
     def copies(self, section: Fields) -> dict[str, str]:
         """Regex -> reason, for what a tied file may hold twice."""
         if not tied(section):
@@ -186,6 +196,7 @@ def masked_language(
         fits=lambda section: section.get("pair") == (pair[0] if pair else None),
         settings=lambda section: {"tie_word_embeddings": tied(section)},
         droppable=names.copies,
+        completed=names.completed,
     )
 
 

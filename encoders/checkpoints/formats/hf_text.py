@@ -1,9 +1,10 @@
 """Hugging Face transformers' text encoders: BERT, RoBERTa, DistilBERT, ALBERT, ELECTRA, in and out.
 
 A family is a table of names, read in both directions, and a model_type is the family's name in
-`MODELS`. Left out on import, and listed in the metadata: the heads. Weights that hold no pooler
-(those of BERT's masked-token models) pool by the first token. On export the other ways to pool
-write no pooler either, so transformers makes up one, and warns, where the family has it.
+`MODELS`. Heads of pretraining are objectives; those of other tasks are left out on import, and
+listed in the metadata. Weights that hold no pooler (those of BERT's masked-token models) pool by
+the first token. On export the other ways to pool write no pooler either, so transformers makes up
+one, and warns, where the family has it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from encoders.checkpoints.formats import files
+from encoders.checkpoints.formats import files, hf_heads
 from encoders.checkpoints.formats.hf_rules import ACTIVATIONS, ACTIVATIONS_OUT
 from encoders.checkpoints.formats.mapping import (
     Exported,
@@ -27,6 +28,7 @@ from encoders.checkpoints.formats.mapping import (
     vector,
 )
 from encoders.errors import CheckpointError, nearest
+from encoders.layers.mlp import GATED
 
 _ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "silu": "silu", "swish": "silu"}
 _ACTIVATIONS_OUT = {**ACTIVATIONS_OUT, "relu": "relu", "silu": "silu"}
@@ -57,6 +59,12 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
+}
+# Options of ours that none of the families has.
+_PLAIN = {
+    "positions": "learned",
+    "pre_norm": False,
+    **dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias", "norm_bias"), True),
 }
 # Our module inside a block -> theirs.
 _BLOCK = {
@@ -194,13 +202,58 @@ FAMILIES = {
 
 MODELS = tuple(FAMILIES)  # every model_type is the name of our model, too
 
-_HEADS = (
-    r"(cls|lm_head|predictions|sop_classifier|vocab_(transform|layer_norm|projector)|"
-    r"(discriminator|generator)_predictions|generator_lm_head|(pre_)?classifier|qa_outputs|"
-    r"sequence_summary)\..*"
+_BERT = hf_heads.VocabularyNames(
+    "cls.predictions.decoder",
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
 )
+_ROBERTA = hf_heads.VocabularyNames(
+    "lm_head.decoder", "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", {"activation": "gelu"}
+)
+_ALBERT = hf_heads.VocabularyNames(
+    "predictions.decoder", "predictions.dense", "predictions.LayerNorm", "predictions.bias"
+)
+_ELECTRA = hf_heads.VocabularyNames(
+    "generator_lm_head",
+    "generator_predictions.dense",
+    "generator_predictions.LayerNorm",
+    fixed={"activation": "gelu"},
+)
+# model_type -> the classes with heads that are read and written.
+_HEADS = {
+    "bert": (
+        hf_heads.masked_language("BertForPreTraining", _BERT, ("nsp", "cls.seq_relationship")),
+        hf_heads.masked_language("BertForMaskedLM", _BERT),
+    ),
+    "roberta": (hf_heads.masked_language("RobertaForMaskedLM", _ROBERTA),),
+    "distilbert": (
+        hf_heads.masked_language(
+            "DistilBertForMaskedLM",
+            hf_heads.VocabularyNames("vocab_projector", "vocab_transform", "vocab_layer_norm"),
+        ),
+    ),
+    "albert": (
+        hf_heads.masked_language(
+            "AlbertForPreTraining", _ALBERT, ("sop", "sop_classifier.classifier")
+        ),
+        hf_heads.masked_language("AlbertForMaskedLM", _ALBERT),
+    ),
+    "electra": (
+        hf_heads.masked_language("ElectraForMaskedLM", _ELECTRA),
+        hf_heads.replaced_token(
+            "ElectraForPreTraining",
+            "discriminator_predictions.dense",
+            "discriminator_predictions.dense_prediction",
+        ),
+    ),
+}
 _DROPPABLE = {
-    _HEADS: "a head; only the encoder is read",
+    (
+        r"(cls|lm_head|predictions|sop_classifier|vocab_(transform|layer_norm|projector)|"
+        r"(discriminator|generator)_predictions|generator_lm_head|(pre_)?classifier|qa_outputs|"
+        r"sequence_summary)\..*"
+    ): "a head of another task",
     r"embeddings\.(position_ids|token_type_ids)": "numbers of positions, not weights",
 }
 
@@ -226,14 +279,21 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     if family.pooler is not None and f"{family.pooler}.weight" in tensors:
         model["pool"] = "pooler"
     model |= config.get("encoders", {})  # what transformers has no word for; see `write`
-    params, dropped = load_tensors(tensors, _rules(name, model), _DROPPABLE, where)
+    row, objective, head_rules, droppable = hf_heads.find(_HEADS[name], tensors), None, [], {}
+    if row is not None:
+        tensors = row.completed(tensors)
+        objective = {"name": row.objective, **row.section(tensors, config)}
+        head_rules, droppable = row.rules(model, objective), row.droppable(objective)
+    rules, droppable = [*_rules(name, model), *head_rules], {**droppable, **_DROPPABLE}
+    tree, dropped = load_tensors(tensors, rules, droppable, where)
+    params, heads = hf_heads.split(tree, head_rules)
     metadata = {
         "format": "hf",
         "architecture": (config.get("architectures") or [family.trunk])[0],
         "dropped": dropped,
         "no_preprocessing": "it encodes token ids",
     }
-    return Imported(model, params, None, None, {}, metadata)
+    return Imported(model, params, None, objective, heads, metadata)
 
 
 def _model_section(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -273,6 +333,16 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
             raise CheckpointError(
                 f"format 'hf': {field}={fields[field]!r} cannot be expressed for {name}: {why}."
             )
+    for field, only in _PLAIN.items():
+        if fields[field] != only:
+            raise CheckpointError(
+                f"format 'hf': {field}={fields[field]!r} cannot be expressed for {name}: there it "
+                f"is {only!r}."
+            )
+    if fields["mlp"] in GATED:
+        raise CheckpointError(
+            f"format 'hf': mlp={fields['mlp']!r} cannot be expressed for {name}: no MLP is gated."
+        )
     settings = {theirs: fields[ours] for ours, theirs in family.fields.items()}
     settings[family.fields["mlp"]] = _ACTIVATIONS_OUT[fields["mlp"]]
     settings["max_position_embeddings"] = _num_positions(fields)
@@ -286,6 +356,14 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "dtype": "float32",
         "encoders": {"pool": fields["pool"]},
     }
+    if exported.objective is not None:
+        row = hf_heads.choose(_HEADS[name], exported.objective, name)
+        rules = row.rules(fields, exported.objective)
+        tensors = {f"{name}.{key}": value for key, value in tensors.items()}
+        tensors |= dump_tensors(
+            exported.objective_params, rules, f"Hugging Face {row.architecture}"
+        )
+        config |= {"architectures": [row.architecture], **row.settings(exported.objective)}
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
 
