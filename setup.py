@@ -11,6 +11,7 @@ test = [
     "libtpu",  # plans are tested by compiling them
     "optuna",
     "psutil",
+    "pyarrow",  # texts in parquet files
     "pytest",
     "pytest-xdist",
     "ruff",
@@ -53,6 +54,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "plan": ["libtpu"],  # compiles for TPUs without one
         "sweep": ["optuna"],  # only for searches; grids and draws need nothing
+        "parquet": ["pyarrow"],  # only for texts in parquet files
         "prepare": ["tensorflow-cpu"],  # only for preparing a TFDS data set that needs it
         "parity": parity,
         "test": test,

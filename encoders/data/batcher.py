@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.data.sources.base import CorruptExample, Source
+from encoders.data.sources.base import CorruptExample, Source, read
 from encoders.errors import ConfigError, DataError
 
 _TRIES = 100
@@ -151,7 +151,7 @@ def make_example(
     Raises:
       CorruptExample: from the source or a transform.
     """
-    example = source[index]
+    example = read(source, index, rng)
     for transform in transforms:
         example = transform(example, rng)
     fields = {}

@@ -139,6 +139,10 @@ class Tokenizer:
             np.concatenate(words),
         )
 
+    def frame_size(self, texts: int) -> int:
+        """How many special tokens stand around one text or a pair."""
+        return self._frames[texts - 1].size
+
     def word_starts(self, ids: np.ndarray) -> np.ndarray:
         """[n] ids of the text from its beginning -> [n] bool, True where a word begins."""
         starts = self.word_start[ids]
@@ -211,6 +215,13 @@ class Tokenizer:
         tokens = sorted(self.inner.get_vocab(with_added_tokens=True).items(), key=lambda kv: kv[1])
         content = json.dumps([tokens, self.ids(_PROBE).tolist()], ensure_ascii=True)
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    """[n] -> [length], filled up at the end."""
+    out = np.full(length, fill, values.dtype)
+    out[: len(values)] = values
+    return out
 
 
 def _cut(lengths: Sequence[int], room: int) -> list[int]:

@@ -123,6 +123,15 @@ class Source:
         return 0, self._length
 
 
+def read(source: Any, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The example at an index; a source with `draw(index, rng)` makes it anew each time.
+
+    Such are sources whose examples are random choices from a data set, as negatives are.
+    """
+    draw = getattr(source, "draw", None)
+    return source[index] if draw is None else draw(index, rng)
+
+
 def epoch_order(positions: np.ndarray, size: int, seed: int, shuffle: bool) -> np.ndarray:
     """[B] positions -> [B] indices, where epoch p // size is shuffled by a key of its own."""
     positions = np.asarray(positions, np.int64)

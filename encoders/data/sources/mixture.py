@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from encoders.config import build
-from encoders.data.sources.base import Source
+from encoders.data.sources.base import Source, read
 from encoders.errors import ConfigError
 
 
@@ -26,16 +26,23 @@ class Mixture:
     Args:
       sources: the sources, or their config sections.
       weights: positive numbers, scaled to sum 1; None weighs the sources by their sizes.
+      preprocessing: for those of the sources that need one (supplied to those of text).
     """
 
-    def __init__(self, sources: tuple, weights: tuple[float, ...] | None = None):
+    def __init__(
+        self,
+        sources: tuple,
+        weights: tuple[float, ...] | None = None,
+        preprocessing: Any = None,
+    ):
         # The table holds this class too: a mixture may hold mixtures.
         from encoders.data.sources import SOURCES
 
+        context = {} if preprocessing is None else {"preprocessing": preprocessing}
         self.sources: list[Source] = [
             source
             if hasattr(source, "indices_at")
-            else build(SOURCES, source, f"sources[{number}]")
+            else build(SOURCES, source, f"sources[{number}]", **context)
             for number, source in enumerate(sources)
         ]
         if not self.sources:
@@ -66,6 +73,11 @@ class Mixture:
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, start = self._component(index)
         return self.sources[number][int(index) - start]
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """The example, from a source that draws if its source does."""
+        number, start = self._component(index)
+        return read(self.sources[number], int(index) - start, rng)
 
     def describe(self, index: int) -> str:
         """Where a person finds the example."""

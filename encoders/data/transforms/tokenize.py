@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from encoders.data.sources.base import CorruptExample
+from encoders.data.tokenizer import padded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,3 @@ class Tokenize:
         if self.preprocessing.token_types:
             fields["token_types"] = padded(types, length)
         return {**example, **fields}
-
-
-def padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
-    """[n] -> [length], filled up at the end."""
-    out = np.full(length, fill, values.dtype)
-    out[: len(values)] = values
-    return out
