@@ -137,9 +137,9 @@ class DataFlow(_Code):
         except (SyntaxError, ValueError, RecursionError) as error:
             raise CorruptExample(f"its code cannot be parsed ({error})") from error
 
-        kept = {}  # number of a variable -> its tokens in the row
+        kept, offsets = {}, code.offsets  # number of a variable -> its tokens in the row
         for number, variable in enumerate(variables):
-            start, stop = _tokens_of(code.offsets, variable.start, variable.stop)
+            start, stop = _tokens_of(offsets, variable.start, variable.stop)
             if start < stop and first + stop < len(ids) and len(kept) < self.max_nodes:
                 kept[number] = (first + start, first + stop)
         place = {number: index for index, number in enumerate(kept)}
