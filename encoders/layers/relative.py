@@ -49,7 +49,8 @@ class RelativeBias(nn.Module):
 
         def look_up(offset: jax.Array) -> jax.Array:
             distance = jnp.asarray(buckets)[jnp.minimum(jnp.abs(offset), self.max_distance)]
-            return table[distance + jnp.where(offset > 0, self.num_buckets // 2, 0)]
+            bucket = distance + jnp.where(offset > 0, self.num_buckets // 2, 0)
+            return jnp.take(table, bucket, axis=0)
 
         if places is None:
             return _by_diagonals(look_up(jnp.arange(1 - length, length)).T)[None]

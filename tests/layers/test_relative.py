@@ -1,5 +1,6 @@
 """Distances in attention: T5's buckets, ALiBi's slopes, rotary pairs, windows, gated MLPs."""
 
+import functools
 import pathlib
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from encoders.errors import ConfigError
+from encoders.layers.local import LocalAttention
 from encoders.layers.mlp import Mlp
 from encoders.layers.position import rotary1d, rotate, sincos1d
 from encoders.layers.relative import RelativeBias, alibi, alibi_slopes
@@ -88,6 +90,27 @@ def test_rotary_turns_the_halves_of_a_head_against_each_other():
 def test_an_odd_head_has_no_pairs():
     with pytest.raises(ConfigError, match="sines and cosines need an even size, got 5"):
         rotary1d(3, 5)
+
+
+def test_a_window_is_what_a_token_sees():
+    """Which inputs an output depends on: near ones of its own text, and real ones."""
+    module, x = LocalAttention(3), np.random.default_rng(0).normal(size=(1, 9, 6)).astype("f4")
+    segments, mask = np.array([[1] * 5 + [2] * 4]), np.arange(9)[None] != 3
+    shapes = jax.eval_shape(functools.partial(module.init, reach=2), jax.random.key(0), x)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
+
+    @jax.jit
+    def seen(x):
+        def attend(x):
+            return module.apply(variables, x, reach=2, segments=segments, mask=mask)
+
+        return jnp.abs(jax.jacrev(attend)(x)).sum((0, 2, 3, 5)) > 0
+
+    place = np.arange(9)
+    near = np.abs(place[:, None] - place) <= 2
+    expected = near & (segments[0][:, None] == segments[0]) & mask
+    np.testing.assert_array_equal(seen(x) | np.eye(9, dtype=bool), expected | np.eye(9, dtype=bool))
 
 
 @pytest.mark.parametrize("kind", ["geglu", "swiglu"])
