@@ -55,18 +55,40 @@ def relative_rows(length: int, buckets: int, max_distance: int) -> tuple[slice, 
     return slice(int(rows[0]), int(rows[-1]) + 1), rows - rows[0]
 
 
-def skew(x: jax.Array) -> jax.Array:
-    """x [..., T, 2 T - 1] -> [..., T, T] with y[r, c] = x[r, c - r + T - 1].
+def relative_scores(x: jax.Array, position: jax.Array, chunk: int = 128) -> jax.Array:
+    """Products of x [B, T, H, d] with positions: y[b, h, r, c] = x[b, r, h] . position[c - r, h].
 
-    Every row is read from one place earlier than the row above: a matter of shapes, whereas a
-    gather of [T, T] indices has a scatter of as many as its gradient.
+    Every row of scores reads the positions from one place earlier than the row above. So the rows
+    are multiplied with all positions that any of them reads, and the products then shifted, which
+    is a matter of shapes: a gather of [T, T] indices would have a scatter of as many as its
+    gradient. By chunks of rows few products are made in vain.
+
+    Args:
+      x: queries or keys.
+      position: [2 T - 1, H, d], of c - r from -(T - 1) on.
+      chunk: C, rows that are multiplied with T + C - 1 positions; a T that it does not divide is
+        one chunk.
+
+    Returns:
+      float32 [B, H, T, T].
     """
-    *batch, length, columns = x.shape
-    if length == 1:
+    batch, length, heads, dim = x.shape
+    chunk = length if length % chunk else chunk
+    starts = range(length - chunk, -1, -chunk)
+    position = jnp.stack([position[start : start + length + chunk - 1] for start in starts])
+    x = x.reshape(batch, len(starts), chunk, heads, dim)
+    y = jnp.einsum("bnrhd,nshd->bhnrs", x, position, preferred_element_type=jnp.float32)
+    return _shift(y, length).reshape(batch, heads, length, length)
+
+
+def _shift(x: jax.Array, length: int) -> jax.Array:
+    """x [..., C, T + C - 1] -> [..., C, T] with y[r, c] = x[r, c - r + C - 1]."""
+    *batch, chunk, columns = x.shape
+    if chunk == 1:
         return x
-    flat = x.reshape(*batch, length * columns)
-    flat = flat[..., length - 1 : length - 1 + length * (columns - 1)]
-    return flat.reshape(*batch, length, columns - 1)[..., :length]
+    flat = x.reshape(*batch, chunk * columns)
+    flat = flat[..., chunk - 1 : chunk - 1 + chunk * (columns - 1)]
+    return flat.reshape(*batch, chunk, columns - 1)[..., :length]
 
 
 class DisentangledAttention(Attention):
@@ -123,12 +145,9 @@ class DisentangledAttention(Attention):
         table, rows = relative
         table = nn.Dropout(self.dropout, deterministic=not train, name="drop_relative")(table)
         scale = 1 / math.sqrt(3 * query.shape[-1])
-        wide = {"preferred_element_type": jnp.float32}
-        # Along a query's row of scores the distance falls, along a key's column it rises.
-        position = heads(project_key(table))[rows[::-1]]
-        bias = skew(jnp.einsum("bqhd,shd->bhqs", query * scale, position, **wide))
-        position = heads(project_query(table))[rows]
-        of_keys = skew(jnp.einsum("bkhd,shd->bhks", key, position * scale, **wide))
+        # From key to key the distance of a query falls; from query to query that of a key rises.
+        bias = relative_scores(query * scale, heads(project_key(table))[rows[::-1]])
+        of_keys = relative_scores(key, heads(project_query(table) * scale)[rows])
         bias = bias + of_keys.swapaxes(-1, -2)
 
         drop = None

@@ -19,7 +19,7 @@ from encoders import config
 from encoders.checkpoints.formats import files
 from encoders.data.vocabulary import Vocabulary
 from encoders.errors import ConfigError
-from encoders.layers.disentangled import log_buckets, relative_rows, skew
+from encoders.layers.disentangled import log_buckets, relative_rows, relative_scores
 from encoders.layers.stack import stack_layers, unstack_layers
 from encoders.models import MODELS
 from encoders.objectives import OBJECTIVES
@@ -80,16 +80,17 @@ def test_buckets_are_those_of_transformers():
         assert found[700 + furthest - 1] == number - 1
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 12])
-def test_scores_by_distance_become_scores_by_pair(length):
+@pytest.mark.parametrize("length, chunk", [(1, 4), (2, 4), (7, 4), (12, 4), (12, 1)])
+def test_scores_by_distance_become_scores_by_pair(length, chunk):
     used, rows = relative_rows(length, 4, 9)
     distance = np.arange(length)[:, None] - np.arange(length)
     table = np.arange(8)[used]  # the table of [2 S] rows holds its own row numbers
     want = np.clip(log_buckets(distance, 4, 9) + 4, 0, 7)
-    x = np.broadcast_to(table[rows[::-1]], (1, length, 2 * length - 1))
-    np.testing.assert_array_equal(skew(jnp.asarray(x))[0], want)
-    x = np.broadcast_to(table[rows], (1, length, 2 * length - 1))
-    np.testing.assert_array_equal(skew(jnp.asarray(x))[0].T, want)
+    x = np.arange(1, length + 1, dtype=np.float32)[None, :, None, None]
+    scores = relative_scores(x, table[rows[::-1], None, None].astype(np.float32), chunk)
+    np.testing.assert_array_equal(scores[0, 0], want * x[0, :, 0])
+    scores = relative_scores(x, table[rows, None, None].astype(np.float32), chunk)
+    np.testing.assert_array_equal(scores[0, 0].T, want * x[0, :, 0, 0])
     assert set(table) == set(want.ravel())  # no row is projected in vain
 
 
