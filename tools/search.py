@@ -33,26 +33,21 @@ _PAPER = "65 hours against 5 seconds, 46,800 times (arXiv 1908.10084)"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Searches a corpus and prints a table."""
     flags = _parse(arguments)
-    # Imported late: a misspelt flag should not wait for jax.
-    import encoders
-
     corpus = read_texts(flags.corpus, flags.field, "--corpus")
-    encoder = _load_text(encoders.load(flags.model), "--model", flags.model)
+    encoder = _load_text(flags.model, "--model")
+    cross = flags.rerank or flags.time_cross_encoder
+    if cross is not None:
+        cross = _load_text(cross, "--rerank" if flags.rerank else "--time-cross-encoder")
     began = time.monotonic()
     vectors = _corpus_vectors(encoder, corpus, flags)
     embedded = time.monotonic() - began
     if flags.pairs:
-        found = _pairs(encoder, corpus, vectors, flags)
+        found = _pairs(corpus, vectors, cross, flags)
     else:
-        found = _queries(encoder, corpus, vectors, flags)
+        found = _queries(encoder, corpus, vectors, cross, flags)
     seconds = time.monotonic() - began
     result = {"corpus": flags.corpus, "texts": len(corpus.texts), **found}
     if flags.time_cross_encoder is not None:
-        cross = _load_text(
-            encoders.load(flags.time_cross_encoder),
-            "--time-cross-encoder",
-            flags.time_cross_encoder,
-        )
         result["timing"] = _time(cross, corpus, flags, embedded, seconds)
     _print(result)
     report_corrupt(corpus)
@@ -96,7 +91,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
-def _load_text(encoder: Any, flag: str, path: str) -> Any:
+def _load_text(path: str, flag: str) -> Any:
+    import encoders
+
+    encoder = encoders.load(path)
     if encoder.module.modality != "text":
         kind = type(encoder.module).__name__
         raise CheckpointError(f"{flag} {path}: is a {kind}, which encodes no texts.")
@@ -147,7 +145,7 @@ def _fingerprint(encoder: Any, texts: Sequence[str]) -> str:
 
 
 def _queries(
-    encoder: Any, corpus: Texts, vectors: np.ndarray, flags: argparse.Namespace
+    encoder: Any, corpus: Texts, vectors: np.ndarray, cross: Any, flags: argparse.Namespace
 ) -> dict[str, Any]:
     from encoders.evaluation.features import Labelled
     from encoders.evaluation.knn import neighbours
@@ -168,13 +166,13 @@ def _queries(
     for result in results:
         if flags.rerank:
             texts = [entry["text"] for entry in result["found"]]
-            _rerank(result["found"], [result["query"]] * count, texts, flags)
+            _rerank(result["found"], [result["query"]] * count, texts, cross)
         del result["found"][flags.top :]
     return {"results": results}
 
 
 def _pairs(
-    encoder: Any, corpus: Texts, vectors: np.ndarray, flags: argparse.Namespace
+    corpus: Texts, vectors: np.ndarray, cross: Any, flags: argparse.Namespace
 ) -> dict[str, Any]:
     from encoders.evaluation.pairs import most_similar_pairs
 
@@ -188,7 +186,7 @@ def _pairs(
     ]
     if flags.rerank:
         sides = [[entry[side]["text"] for entry in found] for side in ("first", "second")]
-        _rerank(found, *sides, flags)
+        _rerank(found, *sides, cross)
     return {"pairs": found[: flags.top]}
 
 
@@ -200,12 +198,9 @@ def _rerank(
     found: list[dict[str, Any]],
     texts: Sequence[str],
     others: Sequence[str],
-    flags: argparse.Namespace,
+    cross: Any,
 ) -> None:
     """Sorts by the scores of a cross-encoder, and adds them."""
-    import encoders
-
-    cross = _load_text(encoders.load(flags.rerank), "--rerank", flags.rerank)
     for entry, score in zip(found, cross.score(texts, others), strict=True):
         entry["score"] = float(score)
     found.sort(key=lambda entry: -entry["score"])
@@ -218,6 +213,7 @@ def _time(
     cross: Any, corpus: Texts, flags: argparse.Namespace, embedded: float, seconds: float
 ) -> dict[str, Any]:
     """Seconds of vectors, compilation included, and of a cross-encoder, compilation left out."""
+    # Imported late: a misspelt flag should not wait for jax.
     import jax
 
     number = len(corpus.texts)
