@@ -21,7 +21,7 @@ from encoders.objectives.heads import VocabularyHead
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 
-TINY = {"width": 12, "depth": 2, "mlp_dim": 10, "num_heads": 3, "vocab_size": 23, "max_length": 11}
+TINY = {"width": 12, "depth": 1, "mlp_dim": 10, "num_heads": 3, "vocab_size": 23, "max_length": 11}
 MOSAIC = {"positions": "alibi", "mlp": "geglu", "mlp_bias": False}
 CRAMMED = {
     "positions": "sinusoidal",
@@ -32,7 +32,7 @@ CASES = {
     "learned": {"name": "bert"},
     "roberta": {"name": "roberta"},
     "sinusoidal": {"name": "bert", **CRAMMED},
-    "relative_bias": {"name": "bert", "positions": "relative_bias", "pre_norm": True},
+    "relative_bias": {"name": "bert", "positions": "relative_bias", "pre_norm": True, "depth": 2},
     "rotary": {"name": "bert", "positions": "rotary", "mlp": "swiglu"},
     "alibi": {"name": "bert", **MOSAIC},
     "none": {"name": "bert", "positions": "none"},
@@ -62,11 +62,13 @@ def close(a, b, atol=1e-5):
     np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
-def compiled(model):
-    """(params, cotangent, segments) -> tokens, and the gradient of sum(tokens * cotangent)."""
+@functools.cache
+def compiled(case, scan=False):
+    """(params, cotangent) -> tokens, and the gradient of sum(tokens * cotangent)."""
+    model = tiny(case)[0].clone(scan=scan, remat="full" if scan else "none")
 
-    def loss(params, cotangent, segments):
-        out = model.apply({"params": params}, IDS, segments=segments)
+    def loss(params, cotangent):
+        out = model.apply({"params": params}, IDS, segments=SEGMENTS)
         return (out.tokens * cotangent).sum(), out.tokens
 
     function = jit(jax.grad(loss, has_aux=True))
@@ -76,24 +78,27 @@ def compiled(model):
 @pytest.mark.parametrize("case", CASES)
 def test_packed_texts_are_as_if_alone(case):
     """Outputs and gradients; and so padding changes nothing, and makes no NaN."""
-    model, variables = tiny(case)
-    params, run = variables["params"], compiled(model)
+    params, run = tiny(case)[1]["params"], compiled(case)
     cotangent = np.random.default_rng(3).normal(size=(*IDS.shape, 12)).astype(np.float32)
     packed, alone = cotangent * (SEGMENTS > 0)[..., None], np.zeros_like(cotangent)
     packed[1:] = 0
     alone[1, :5], alone[2, :4] = packed[0, :5], packed[0, 5:9]
-    tokens, gradients = run(params, packed, SEGMENTS)
+    tokens, gradients = run(params, packed)
     close(tokens[0, :5], tokens[1, :5])
     close(tokens[0, 5:9], tokens[2, :4])
     assert np.isfinite(tokens).all()
-    _, others = run(params, alone, SEGMENTS)
+    _, others = run(params, alone)
     jax.tree.map(close, gradients, others)
-    _, others = run(params, cotangent, SEGMENTS)
+    _, others = run(params, cotangent)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(others))
-    # Without padding and segments, and with a mask, it is the same text.
-    mask = SEGMENTS[1:2] > 0
-    close(jit(model.apply)(variables, IDS[1:2], mask=mask).tokens[0, :5], tokens[0, :5])
-    close(jit(model.apply)(variables, IDS[1:2, :5]).tokens[0], tokens[0, :5])
+
+
+@pytest.mark.parametrize("case", ["relative_bias", "modernbert"])
+def test_a_mask_does_what_segments_do(case):
+    model, variables = tiny(case)
+    tokens, _ = compiled(case)(variables["params"], np.ones((*IDS.shape, 12), np.float32))
+    masked = jit(model.apply)(variables, IDS[1:2], mask=SEGMENTS[1:2] > 0).tokens
+    close(masked[0, :5], tokens[0, :5])
 
 
 @pytest.mark.parametrize("case", ["relative_bias", "rotary", "alibi", "modernbert"])
@@ -110,13 +115,12 @@ def test_only_distances_matter(case):
 @pytest.mark.parametrize("case", ["relative_bias", "modernbert"])
 def test_scan_computes_the_same(case):
     model, variables = tiny(case)
-    scanned = model.clone(scan=True, remat="full")
     params = stack_layers(variables["params"])
-    shapes = jax.eval_shape(scanned.init, jax.random.key(0), IDS)["params"]
+    shapes = jax.eval_shape(model.clone(scan=True).init, jax.random.key(0), IDS)["params"]
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, params)
     cotangent = np.ones((*IDS.shape, 12), np.float32)
-    tokens, gradients = compiled(model)(variables["params"], cotangent, SEGMENTS)
-    others, other_gradients = compiled(scanned)(params, cotangent, SEGMENTS)
+    tokens, gradients = compiled(case)(variables["params"], cotangent)
+    others, other_gradients = compiled(case, scan=True)(params, cotangent)
     close(tokens, others)
     jax.tree.map(functools.partial(close, atol=1e-4), stack_layers(gradients), other_gradients)
 
