@@ -1,5 +1,6 @@
 """Sources -> transforms -> batches, by (seed, step). Numpy only: workers never see jax."""
 
+from encoders.data.code_preprocessing import CodePreprocessing
 from encoders.data.evaluation import eval_batches
 from encoders.data.pipeline import Pipeline, build_transforms
 from encoders.data.preprocessing import Preprocessing
@@ -8,12 +9,13 @@ from encoders.data.text import TextPreprocessing
 from encoders.data.transforms import TRANSFORMS
 from encoders.data.vocabulary import Vocabulary
 
-PREPROCESSING = {"image": Preprocessing, "text": TextPreprocessing}
+PREPROCESSING = {"image": Preprocessing, "text": TextPreprocessing, "code": CodePreprocessing}
 
 __all__ = [
     "PREPROCESSING",
     "SOURCES",
     "TRANSFORMS",
+    "CodePreprocessing",
     "CorruptExample",
     "Pipeline",
     "Preprocessing",

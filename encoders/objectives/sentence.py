@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.data.text import INPUTS
 from encoders.errors import ConfigError
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
@@ -57,8 +58,9 @@ class SentenceObjective(TextObjective):
                 f"objective: {type(self).__name__} takes ids [B, {self.texts}, T], got "
                 f"{list(ids.shape)}; name {self.texts} fields in the transform 'tokenize_texts'."
             )
-        rows = {name: jnp.repeat(batch[name], copies, axis=1) for name in ("ids", "segments")}
-        flat = {name: value.reshape(-1, ids.shape[-1]) for name, value in rows.items()}
+        given = {name: batch[name] for name in ("ids", *INPUTS) if name in batch}
+        rows = {name: jnp.repeat(value, copies, axis=1) for name, value in given.items()}
+        flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in rows.items()}
         encoded = self.encode(flat, train=train)
         found = encoded.pooled
         if self.pooling is not None:
@@ -70,8 +72,9 @@ class SentenceObjective(TextObjective):
     def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types of training."""
         batch = preprocessing.example_batch(rows)
-        for name in ("ids", "segments"):
-            batch[name] = np.repeat(batch[name][:, None], self.texts, axis=1)
+        for name in ("ids", *INPUTS):
+            if name in batch:
+                batch[name] = np.repeat(batch[name][:, None], self.texts, axis=1)
         return batch
 
     def flops(self, length: int) -> float:

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from encoders.config import build
-from encoders.data import SOURCES, TRANSFORMS, CorruptExample, TextPreprocessing
+from encoders.data import (
+    PREPROCESSING,
+    SOURCES,
+    TRANSFORMS,
+    CorruptExample,
+    TextPreprocessing,
+)
 from encoders.data.batcher import Batcher
 from encoders.data.code import documented_functions
 from encoders.data.data_flow import data_flow
@@ -361,6 +367,41 @@ def test_data_flow_rows():
         transformed(section, {"code": "def f(:"})
     with pytest.raises(ConfigError, match=r"data_flow.max_nodes: expected 1 or more, got 0"):
         transformed({**section, "max_nodes": 0}, example)
+
+
+def test_texts_that_are_code_have_nodes():
+    """As encoders of code are evaluated and fine-tuned: on texts, code, and both in a row."""
+    section = {"name": "code", "tokenizer": preprocessing().tokenizer, "max_length": 64}
+    section |= {"max_nodes": 7, "max_text": 8}
+    of = build(PREPROCESSING, section, "preprocessing")
+    rng = np.random.default_rng(0)
+    [transform] = of.eval_transforms()
+    row = transform({"text": CODE, "label": 1}, rng)
+    assert row["text"] == CODE
+    assert (row["segments"][57:] > 0).sum() == 4
+    shapes = {name: value[0].shape for name, value in of.example_batch(2).items()}
+    assert {name: row[name].shape for name in shapes if name != "row"} == {
+        name: shape for name, shape in shapes.items() if name != "row"
+    }
+    for text in ("Returns its second argument.", "sort"):
+        assert not transform({"text": text}, rng)["segments"][57:].any()
+    both = transform({"text": "what it does", "other": CODE}, rng)
+    alone = build(TRANSFORMS, {"name": "data_flow"}, "data.transforms", **of.for_transforms)
+    want = alone({"text": "what it does", "code": CODE}, rng)
+    for name in ("ids", "segments", "sees_all", "node_spans", "node_sources"):
+        np.testing.assert_array_equal(both[name], want[name])
+
+    section = {"name": "tokenize_texts", "fields": ("text", "code")}
+    stack = build(TRANSFORMS, section, "data.transforms", **of.for_transforms)
+    pair = stack({"text": "what it does", "code": CODE}, rng)
+    assert pair["node_sources"].shape == (2, 7, 7)
+    np.testing.assert_array_equal(pair["node_spans"][1], row["node_spans"])
+    assert not pair["node_spans"][0].any()
+
+    fields = of.to_json()
+    assert build(PREPROCESSING, fields, "preprocessing").to_json() == fields
+    with pytest.raises(ConfigError, match=r"max_nodes: .* it makes 76 tokens"):
+        build(PREPROCESSING, {**fields, "max_nodes": 64}, "preprocessing")
 
 
 def test_prefix_modes():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from encoders import config
-from encoders.data import TRANSFORMS, TextPreprocessing, data_flow
+from encoders.data import PREPROCESSING, TRANSFORMS, TextPreprocessing, data_flow
 from encoders.data.tokenizer_training import train_tokenizer
 from encoders.errors import ConfigError
 from encoders.models import MODELS
@@ -217,6 +217,21 @@ def test_the_head_and_the_graph_are_counted():
         if name != "valid":
             assert example[name].shape[1:] == value.shape[1:]
             assert example[name].dtype == value.dtype
+
+
+def test_vectors_of_texts_and_of_code_with_its_graph():
+    """Code search: a text and a function are a pair, and the function has nodes."""
+    tokenizer = preprocessing().tokenizer
+    fields = {"name": "code", "tokenizer": tokenizer, "max_length": LENGTH, "max_nodes": NODES}
+    of = config.build(PREPROCESSING, {**fields, "max_text": 8}, "preprocessing")
+    section = {"name": "sentence_contrast", "pooling": "cls"}
+    module = config.build(
+        OBJECTIVES, section, "objective", encoder=objective().encoder, **of.for_objectives
+    )
+    rows = module.example_batch(of, 2)
+    assert rows["node_sources"].shape == (2, 2, NODES, NODES)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), rows)
+    assert jax.eval_shape(module.apply, shapes, rows).loss.shape == ()
 
 
 def test_batches_without_nodes_are_refused():

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from encoders.data.data_flow import data_flow
+from encoders.data.data_flow import Variable, data_flow
 from encoders.data.sources.base import CorruptExample
 from encoders.data.tokenizer import Tokenizer
 from encoders.data.transforms.tokenize import padded
 from encoders.errors import ConfigError
 
+GRAPH = ("sees_all", "node_spans", "node_sources")  # fields of a row that GraphCodeBERT takes
 Mode = Literal["encoder-only", "decoder-only", "encoder-decoder"]
 
 
@@ -132,11 +133,7 @@ class DataFlow(_Code):
         code = self.encode(example, "code")
         ids, first = self.framed(example, code.ids, self.max_text, length - self.max_nodes)
         found = self.fields(ids)
-        try:
-            variables = data_flow(example["code"])
-        except (SyntaxError, ValueError, RecursionError) as error:
-            raise CorruptExample(f"its code cannot be parsed ({error})") from error
-
+        variables = self.variables(example["code"])
         kept, offsets = {}, code.offsets  # number of a variable -> its tokens in the row
         for number, variable in enumerate(variables):
             start, stop = _tokens_of(offsets, variable.start, variable.stop)
@@ -160,6 +157,36 @@ class DataFlow(_Code):
             "node_spans": spans,
             "node_sources": sources,
         }
+
+    def variables(self, code: str) -> list[Variable]:
+        """The graph of a piece of code."""
+        try:
+            return data_flow(code)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise CorruptExample(f"its code cannot be parsed ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextOrCode(DataFlow):
+    """[CLS] text or code [SEP], or [CLS] text [SEP] other [SEP]; variables where it is Python.
+
+    A sentence is hardly ever Python, and a word is but has no variables.
+    """
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """{'text', maybe 'other'} -> as of `DataFlow`."""
+        if "other" in example:
+            row = {"text": example.get("text"), "code": example["other"]}
+        else:
+            row = {"code": example.get("text")}
+        found = super().__call__(row, rng)
+        return {**example, **{name: found[name] for name in found if name not in row}}
+
+    def variables(self, code: str) -> list[Variable]:
+        try:
+            return super().variables(code)
+        except CorruptExample:
+            return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from encoders.data.sources.base import CorruptExample
-from encoders.data.transforms.tokenize import Tokenize
+from encoders.data.transforms.code import GRAPH
 from encoders.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ from encoders.errors import ConfigError
 class TokenizeTexts:
     """K texts of an example, each [CLS] text [SEP], stacked; or the first paired with the others.
 
-    Both as `Tokenize` does it.
+    Both as `preprocessing` does it in evaluation.
 
     Attributes:
       fields: names of the texts, in the order in which objectives expect them: anchor, positive,
@@ -40,6 +40,8 @@ class TokenizeTexts:
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Adds 'ids' and 'segments' [K, T] int32, and 'token_types' where they say something.
 
+        And the fields of graphs, likewise stacked, where the preprocessing is 'code'.
+
         A single pair, which has one row, is [T].
 
         Raises:
@@ -52,8 +54,9 @@ class TokenizeTexts:
         inputs = [{"text": first, "other": other} for other in others]
         if not self.pair:
             inputs = [{"text": text} for text in (first, *others)]
-        rows = [Tokenize(preprocessing=self.preprocessing)(texts, rng) for texts in inputs]
-        names = ["ids", "segments"]
+        [tokenize] = self.preprocessing.eval_transforms()
+        rows = [tokenize(texts, rng) for texts in inputs]
+        names = ["ids", "segments", *GRAPH]
         if self.pair and self.preprocessing.token_types:
             names.append("token_types")
         names = [name for name in names if name in rows[0]]
