@@ -74,6 +74,10 @@ class DeBERTa(BERT):
     attention_kernel: Literal["plain"] = "plain"
     mask_decoder: bool = False
 
+    # How replaced-token detection is done with it (section 3.1 of the paper, and its code).
+    GENERATOR = {"mask_decoder": True}  # noqa: RUF012
+    TOKEN_CONTEXT = True
+
     # Table 2 of the paper, and the released xsmall.
     SIZES = {  # noqa: RUF012
         "xsmall": TextSize(384, 12, 1536, 6),

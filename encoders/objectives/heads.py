@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from encoders.errors import ConfigError, nearest
+from encoders.layers.embedding import restarted_positions
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
 from encoders.layers.mlp import ACTIVATIONS, GATED
@@ -117,19 +118,39 @@ class TokenHead(nn.Module):
 
     Attributes:
       activation: a name of ACTIVATIONS; None takes the encoder's.
-      context: whether the first token is added to every one, and the sum normalised (DeBERTa-v3).
-      norm_eps: of that norm.
+      context: whether the first token of a text is added to every one, and the sum normalised
+        (DeBERTa-v3); None takes `TOKEN_CONTEXT` of the encoder's class, if it has that.
+      norm_eps: of that norm; None takes the encoder's.
     """
 
     activation: str | None = None
-    context: bool = False
-    norm_eps: float = 1e-7
+    context: bool | None = None
+    norm_eps: float | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, encoder: nn.Module) -> jax.Array:
-        """Maps tokens [B, T, D] of an encoder to float32 [B, T]."""
-        if self.context:
-            x = LayerNorm(self.norm_eps, name="norm")(x + x[:, :1])
+    def __call__(
+        self, x: jax.Array, encoder: nn.Module, segments: jax.Array | None = None
+    ) -> jax.Array:
+        """Scores tokens.
+
+        Args:
+          x: [B, T, D], the encoder's output.
+          encoder: whose family the head is made for.
+          segments: [B, T] int32, which text of a packed row a token is of; None for one per row.
+
+        Returns:
+          float32 [B, T].
+        """
+        context = self.context
+        if context is None:
+            context = getattr(encoder, "TOKEN_CONTEXT", False)
+        if context:
+            first = x[:, :1]
+            if segments is not None:
+                place = jnp.arange(x.shape[1]) - restarted_positions(segments)
+                first = jnp.take_along_axis(x, place[..., None], axis=1)
+            eps = encoder.norm_eps if self.norm_eps is None else self.norm_eps
+            x = LayerNorm(eps, name="norm")(x + first)
         x = Linear(x.shape[-1], kernel_init=_INIT, name="dense")(x)
         x = ACTIVATIONS[self.activation or activation_of(encoder)](x)
         return Linear(1, kernel_init=_INIT, name="score")(x)[..., 0].astype(jnp.float32)

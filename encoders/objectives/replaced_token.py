@@ -8,6 +8,7 @@ kept. Section numbers are the paper's.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -60,7 +61,7 @@ class Generator(nn.Module):
         fields |= {"width": width, "depth": depth, "mlp_dim": 4 * width, "pool": "none"}
         fields |= {"num_heads": self.num_heads or max(1, width // 64)}
         fields |= {"embedding_dim": size.embedding_dim or size.width}
-        return encoder.clone(**fields)
+        return encoder.clone(**getattr(encoder, "GENERATOR", {}), **fields)
 
     @nn.compact
     def __call__(
@@ -94,6 +95,25 @@ class Generator(nn.Module):
         return network.flops(length) + scored * self.head.flops(network)
 
 
+class Difference(nn.Module):
+    """Gradient-disentangled sharing (DeBERTa-v3, arXiv 2111.09543, section 3.3).
+
+    Two losses that pull one table of words in different directions make both networks worse. The
+    encoder's table is the generator's, out of reach of its gradients, plus a difference that
+    starts at zero. params['encoder'] holds the generator's; `ReplacedToken.alone` adds the two.
+    """
+
+    @nn.compact
+    def __call__(self, embeddings: Mapping[str, Any]) -> dict[str, Any]:
+        """The encoder's embeddings for those of the generator; what is no table is shared."""
+        found = dict(embeddings)
+        for name, value in embeddings.items():
+            if not isinstance(value, Mapping):
+                difference = self.param(name, nn.initializers.zeros, value.shape)
+                found[name] = jax.lax.stop_gradient(value) + difference
+        return found
+
+
 class ReplacedToken(MaskingObjective):
     """Tells replaced tokens from original ones.
 
@@ -111,15 +131,21 @@ class ReplacedToken(MaskingObjective):
       generator: sizes of the generator.
       head: the discriminator's head.
       weight: of its loss, 50 in section 3.3.
-      sharing: 'embeddings', where the generator reads the encoder's tables (section 3.2), or
-        'none', where it has its own.
+      sharing: 'embeddings', where the generator reads the encoder's tables (section 3.2), and the
+        losses of both train them; 'gradient_disentangled', where it does and its loss alone trains
+        them, while the encoder adds a difference of its own (`Difference`); or 'none', where the
+        generator has its own tables.
     """
 
     masking: Masking = dataclasses.field(default_factory=lambda: Masking(mask=0.85, random=0.0))
     generator: Generator = dataclasses.field(default_factory=lambda: Generator(parent=None))
     head: TokenHead = dataclasses.field(default_factory=lambda: TokenHead(parent=None))
     weight: float = 50.0
-    sharing: Literal["embeddings", "none"] = "embeddings"
+    sharing: Literal["embeddings", "gradient_disentangled", "none"] = "embeddings"
+
+    def setup(self) -> None:
+        if self.sharing == "gradient_disentangled":
+            self.difference = Difference()
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
         """Hides tokens of batch['ids'], fills them, and returns the loss of both networks."""
@@ -154,10 +180,8 @@ class ReplacedToken(MaskingObjective):
         """float32 [B, K, V], the generator's scores for hidden tokens."""
         ids, table = corrupted.ids, None
         given = {**{name: batch[name] for name in INPUTS if name in batch}, "train": train}
-        if self.sharing == "embeddings":
-            embedding = ("segments", "token_types", "train")
-            fitting = {name: value for name, value in given.items() if name in embedding}
-            given["embedded"] = self.encoder.embed(ids, **fitting)
+        if self.sharing != "none":
+            given["embedded"] = self.encoder.embed(ids, **_of_embedding(given))
             table = word_table(self.encoder)
         return self.generator(self.encoder, ids, corrupted.places, table, **given)
 
@@ -182,9 +206,38 @@ class ReplacedToken(MaskingObjective):
 
     def scores(self, batch: Batch, ids: jax.Array, *, train: bool = False) -> jax.Array:
         """float32 [B, T], positive where the discriminator takes a token for replaced."""
-        return self.head(self.encode(batch, ids, train=train).tokens, self.encoder)
+        given: dict[str, Any] = {"train": train}
+        if self.sharing == "gradient_disentangled":
+            given["embedded"] = self._embedded(batch, ids, train)
+        tokens = self.encode(batch, ids, **given).tokens
+        return self.head(tokens, self.encoder, batch.get("segments"))
+
+    def _embedded(self, batch: Batch, ids: jax.Array, train: bool) -> jax.Array:
+        """[B, T, E], what the encoder starts from with its differences added to the tables."""
+        tables = self.difference(self.encoder.variables["params"]["embeddings"])
+        rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+        arguments = {**_of_embedding(batch), "train": train, "rngs": rngs, "method": "embed"}
+        encoder = self.encoder.clone(parent=None)
+        return encoder.apply({"params": {"embeddings": tables}}, ids, **arguments)
+
+    @staticmethod
+    def alone(params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Adds the differences to the encoder's tables, which are then its own."""
+        if "difference" not in params:
+            return params
+        rest = {name: value for name, value in params.items() if name != "difference"}
+        tables = dict(params["encoder"]["embeddings"])
+        for name, difference in params["difference"].items():
+            tables[name] = tables[name] + difference
+        return {**rest, "encoder": {**params["encoder"], "embeddings": tables}}
 
     def flops(self, length: int) -> float:
         """Forward FLOPs per row of `length` tokens."""
         generator = self.generator.flops(self.encoder, length, self.masking.places(length))
         return generator + self.encoder.flops(length) + length * self.head.flops(self.encoder)
+
+
+def _of_embedding(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an encoder's inputs that its `embed` takes as well."""
+    taken = ("segments", "token_types", "positions", "train")
+    return {name: given[name] for name in taken if name in given}

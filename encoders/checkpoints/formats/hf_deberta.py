@@ -96,7 +96,7 @@ _DROPPABLE = {
 
 def _discriminator(fields: Mapping[str, Any], section: Mapping[str, Any]) -> list[Rule]:
     head, width, theirs = section.get("head") or {}, fields["width"], "mask_predictions"
-    if not head.get("context"):
+    if head.get("context") is False:
         raise CheckpointError(
             "format 'hf': objective.head.context=False cannot be expressed for deberta: there the "
             "first token is added to every one."
@@ -117,7 +117,6 @@ _HEADS = (
         ("mask_predictions.LayerNorm.weight",),
         "replaced_token",
         _discriminator,
-        lambda _, config: {"head": {"context": True, "norm_eps": config["layer_norm_eps"]}},
     ),
     # The head that the authors' files hold, always tied.
     dataclasses.replace(
@@ -242,8 +241,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         row = hf_heads.choose(_HEADS, exported.objective, "deberta")
         rules = row.rules(fields, exported.objective)
         tensors = {f"deberta.{key}": value for key, value in tensors.items()}
-        where = f"Hugging Face {row.architecture}"
-        tensors |= dump_tensors(exported.objective_params, rules, where)
+        params = hf_heads.without_generator(exported.objective_params)
+        tensors |= dump_tensors(params, rules, f"Hugging Face {row.architecture}")
         config |= {"architectures": [row.architecture], **row.settings(exported.objective)}
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)

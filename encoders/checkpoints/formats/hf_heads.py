@@ -2,8 +2,9 @@
 
 A class of transformers with heads is one row (`Heads`): how its file is told from others, which
 objective it is here, and rules for its tensors. A family's module has a tuple of rows, those with
-more heads first, and calls `find` when it reads and `choose` when it writes. `masked_language` and
-`replaced_token` make rows from the names that a family has; another objective makes its own. Names
+more heads first, and calls `find` when it reads and `choose` when it writes. `masked_language`,
+`replaced_token` and `ranking` make rows from the names that a family has; another objective makes
+its own. Names
 of tensors are those in the file: a class with heads has them beside the encoder's, which stand
 under a prefix of the family.
 
@@ -32,6 +33,7 @@ class Heads:
     Attributes:
       architecture: its name.
       marks: tensors that files of this class hold and those of later rows do not.
+      accepts: (tensors) -> whether a file that has the marks is of this class.
       objective: name of the objective that it is here.
       rules: (fields of the model, section of the objective) -> rules of the heads' tensors; raises
         CheckpointError for a section that it cannot express.
@@ -51,12 +53,13 @@ class Heads:
     settings: Callable[[Fields], dict[str, Any]] = lambda section: {}
     droppable: Callable[[Fields], dict[str, str]] = lambda section: {}
     completed: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    accepts: Callable[[Tensors], bool] = lambda tensors: True
 
 
 def find(rows: Sequence[Heads], tensors: Tensors) -> Heads | None:
     """The row of a file, or None where it has an encoder only, or heads that no row knows."""
     for row in rows:
-        if all(mark in tensors for mark in row.marks):
+        if all(mark in tensors for mark in row.marks) and row.accepts(tensors):
             return row
     return None
 
@@ -82,6 +85,11 @@ def split(tree: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[dict[str, Any
     heads = {path.split("/")[0] for rule in rules for path in rule.ours}
     encoder = {name: value for name, value in tree.items() if name not in heads}
     return encoder, {name: value for name, value in tree.items() if name in heads}
+    """Heads' parameters but for a discriminator's generator, which would be a model of its own."""
+
+def without_generator(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters beside the encoder's, but for a discriminator's generator: another model, there."""
+    return {name: value for name, value in params.items() if name != "generator"}
 
 
 # --- vocabulary heads -----------------------------------------------------------------------------
@@ -211,3 +219,36 @@ def replaced_token(architecture: str, dense: str, score: str) -> Heads:
         return [*linear(dense, "head/dense", width, width), *linear(score, "head/score", width, 1)]
 
     return Heads(architecture, (f"{dense}.weight", f"{score}.weight"), "replaced_token", rules)
+
+
+# --- heads on the pooled vector -------------------------------------------------------------------
+
+
+def ranking(architecture: str, scores: str, dense: str | None = None) -> Heads:
+    """A cross-encoder: a classifier with one output, params['head'].
+
+    Args:
+      architecture: its name.
+      scores: its linear layer.
+      dense: of a family without a pooler, the tanh layer before, which is one: read as the
+        encoder's own, `pooler.dense`, and not written back.
+    """
+
+    def completed(tensors: Tensors) -> Tensors:
+        if dense is None:
+            return tensors
+        kept = {name: x for name, x in tensors.items() if not name.startswith(f"{dense}.")}
+        moved = {f"pooler.dense.{part}": tensors[f"{dense}.{part}"] for part in ("weight", "bias")}
+        return {**kept, **moved}
+
+    marks = (f"{scores}.weight", *((f"{dense}.weight",) if dense else ()))
+    return Heads(
+        architecture,
+        marks,
+        "ranking",
+        lambda fields, section: linear(scores, "head", fields["width"], 1),
+        fits=lambda section: dense is None and section.get("pooling") is None,
+        settings=lambda section: {"num_labels": 1, "id2label": {"0": "LABEL_0"}},
+        completed=completed,
+        accepts=lambda tensors: tensors[f"{scores}.weight"].shape[0] == 1,
+    )

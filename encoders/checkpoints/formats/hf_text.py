@@ -225,8 +225,14 @@ _HEADS = {
     "bert": (
         hf_heads.masked_language("BertForPreTraining", _BERT, ("nsp", "cls.seq_relationship")),
         hf_heads.masked_language("BertForMaskedLM", _BERT),
+        hf_heads.ranking("BertForSequenceClassification", "classifier"),
     ),
-    "roberta": (hf_heads.masked_language("RobertaForMaskedLM", _ROBERTA),),
+    "roberta": (
+        hf_heads.masked_language("RobertaForMaskedLM", _ROBERTA),
+        hf_heads.ranking(
+            "RobertaForSequenceClassification", "classifier.out_proj", "classifier.dense"
+        ),
+    ),
     "distilbert": (
         hf_heads.masked_language(
             "DistilBertForMaskedLM",
@@ -275,13 +281,14 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     legacy = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
     tensors = rename(files.read_tensors(path), ((prefix, ""), *legacy), where)
     model = {"name": name, **_model_section(family, config, where)}
+    row, objective, head_rules, droppable = hf_heads.find(_HEADS[name], tensors), None, [], {}
+    if row is not None:
+        tensors = row.completed(tensors)
     model["pool"] = "cls"
     if family.pooler is not None and f"{family.pooler}.weight" in tensors:
         model["pool"] = "pooler"
     model |= config.get("encoders", {})  # what transformers has no word for; see `write`
-    row, objective, head_rules, droppable = hf_heads.find(_HEADS[name], tensors), None, [], {}
     if row is not None:
-        tensors = row.completed(tensors)
         objective = {"name": row.objective, **row.section(tensors, config)}
         head_rules, droppable = row.rules(model, objective), row.droppable(objective)
     rules, droppable = [*_rules(name, model), *head_rules], {**droppable, **_DROPPABLE}
@@ -360,9 +367,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         row = hf_heads.choose(_HEADS[name], exported.objective, name)
         rules = row.rules(fields, exported.objective)
         tensors = {f"{name}.{key}": value for key, value in tensors.items()}
-        tensors |= dump_tensors(
-            exported.objective_params, rules, f"Hugging Face {row.architecture}"
-        )
+        params = hf_heads.without_generator(exported.objective_params)
+        tensors |= dump_tensors(params, rules, f"Hugging Face {row.architecture}")
         config |= {"architectures": [row.architecture], **row.settings(exported.objective)}
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
