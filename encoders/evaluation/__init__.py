@@ -4,6 +4,7 @@ from encoders.evaluation.base import Evaluator
 from encoders.evaluation.classification import Classification
 from encoders.evaluation.features import FeatureExtractor
 from encoders.evaluation.few_shot import FewShot
+from encoders.evaluation.fine_tuning import FineTuning
 from encoders.evaluation.knn import KNN
 from encoders.evaluation.linear_probe import LinearProbe
 from encoders.evaluation.masked_accuracy import MaskedAccuracy
@@ -14,6 +15,7 @@ from encoders.evaluation.similarity import Similarity
 EVALUATORS = {
     "classification": Classification,
     "few_shot": FewShot,
+    "fine_tuning": FineTuning,
     "knn": KNN,
     "linear_probe": LinearProbe,
     "masked_accuracy": MaskedAccuracy,

@@ -44,6 +44,11 @@ def between_batches(call: Callable[[], None]) -> Iterator[None]:
         _between_batches.reset(token)
 
 
+def before_batch() -> None:
+    """What an evaluator calls that makes its own batches; it may raise."""
+    _between_batches.get()()
+
+
 @dataclasses.dataclass(kw_only=True)
 class Evaluator(abc.ABC):
     """A measurement of a network on a test set.
@@ -126,10 +131,9 @@ def batches(
     def numeric(batch: Mapping[str, np.ndarray]) -> Any:
         return move({k: v for k, v in batch.items() if v.dtype.kind in "biuf"})
 
-    call = _between_batches.get()
     with prefetch(host, numeric) as ahead:
         for batch in ahead:
-            call()
+            before_batch()
             yield batch
 
 

@@ -7,6 +7,7 @@ from encoders.data.sources.mixture import Mixture
 from encoders.data.sources.python_code import PythonCode
 from encoders.data.sources.sample import Sample
 from encoders.data.sources.sentence_pairs import SentencePairs
+from encoders.data.sources.squad import Squad
 from encoders.data.sources.synthetic import Synthetic
 from encoders.data.sources.tar import Tar
 from encoders.data.sources.text import Text
@@ -20,6 +21,7 @@ SOURCES = {
     "python_code": PythonCode,
     "sample": Sample,
     "sentence_pairs": SentencePairs,
+    "squad": Squad,
     "synthetic": Synthetic,
     "tar": Tar,
     "text": Text,
