@@ -85,10 +85,10 @@ def split(tree: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[dict[str, Any
     heads = {path.split("/")[0] for rule in rules for path in rule.ours}
     encoder = {name: value for name, value in tree.items() if name not in heads}
     return encoder, {name: value for name, value in tree.items() if name in heads}
-    """Heads' parameters but for a discriminator's generator, which would be a model of its own."""
+
 
 def without_generator(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters beside the encoder's, but for a discriminator's generator: another model, there."""
+    """Heads' parameters but for a discriminator's generator, which would be a model of its own."""
     return {name: value for name, value in params.items() if name != "generator"}
 
 
