@@ -8,14 +8,16 @@ shard, <shard>.index.npz with
     sentence_counts   [D] uint32, and
     sentence_lengths  [S] uint32, where sentences were kept
 
-A record is {'ids': uint16 or uint32 [n]}, a document or at most PIECE tokens of a longer one, so
-that a chunk of a novel costs no reading of the novel. Lengths tell which records hold a document.
+A record is {'ids': uint16 or uint32 [n]}, a document or at most so many tokens of a longer one as
+info.json says (`piece`), so that a chunk of a novel costs no reading of the novel. Lengths tell
+which records hold a document.
 """
 
 from __future__ import annotations
 
 import functools
 import pathlib
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,6 @@ from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.base import CorruptExample
 from encoders.errors import DataError
 
-PIECE = 8192  # tokens
 INDEX_SUFFIX = ".index.npz"
 TOKENIZER = "tokenizer.json"
 
@@ -56,7 +57,8 @@ class TokenStore:
         ]
         self.lengths = np.concatenate([one["lengths"] for one in indices]).astype(np.int64)
         self.frequencies = np.sum([one["frequencies"] for one in indices], axis=0)
-        self._first = np.concatenate([[0], np.cumsum(-(-self.lengths // PIECE))])
+        self._piece = self._records.info["piece"]
+        self._first = np.concatenate([[0], np.cumsum(-(-self.lengths // self._piece))])
         if self._first[-1] != len(self._records):
             raise DataError(
                 f"data source: the indices of '{path}' list {self._first[-1]} records, but the "
@@ -90,12 +92,12 @@ class TokenStore:
           CorruptExample: a record is damaged.
         """
         first = int(self._first[document])
-        pieces = range(start // PIECE, -(-stop // PIECE))
+        pieces = range(start // self._piece, -(-stop // self._piece))
         parts = []
         for piece in pieces:
             ids = self._records[first + piece].get("ids")
-            offset = piece * PIECE
-            expected = min(PIECE, int(self.lengths[document]) - offset)
+            offset = piece * self._piece
+            expected = min(self._piece, int(self.lengths[document]) - offset)
             if not isinstance(ids, np.ndarray) or ids.shape != (expected,):
                 raise CorruptExample("the record is no piece of this document")
             parts.append(ids[max(0, start - offset) : stop - offset])
@@ -123,7 +125,7 @@ class TokenStore:
 
     def describe(self, document: int, start: int = 0) -> str:
         """Where a person finds a token of a document."""
-        return self._records.describe(int(self._first[document]) + start // PIECE)
+        return self._records.describe(int(self._first[document]) + start // self._piece)
 
 
 def unigram_entropy(frequencies: np.ndarray) -> float:
@@ -139,5 +141,5 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise DataError(f"data source: index {path} is missing.") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"data source: index {path} is damaged ({error}).") from error

@@ -14,12 +14,13 @@ import numpy as np
 from encoders.data import records
 from encoders.data.sentences import split_sentences
 from encoders.data.sources import CorruptExample, Source
-from encoders.data.token_store import INDEX_SUFFIX, PIECE, TOKENIZER
+from encoders.data.token_store import INDEX_SUFFIX, TOKENIZER
 from encoders.data.tokenizer import Tokenizer
 from encoders.data.tokenizer_training import Kind, train_tokenizer
 from encoders.errors import DataError
 from tools.preparing.shards import Recipe, make_directory, write_bytes
 
+_PIECE = 8192  # tokens of a record: reading a row reads little more than that row
 _TRAINING_TEXT = 2 << 30  # characters: more make no better tokenizer
 
 
@@ -50,7 +51,7 @@ class TextRecipe(Recipe):
         ids = np.concatenate(found).astype(self._dtype)
         if not len(ids):
             raise CorruptExample("no tokens")
-        pieces = [ids[start : start + PIECE] for start in range(0, len(ids), PIECE)]
+        pieces = [ids[start : start + _PIECE] for start in range(0, len(ids), _PIECE)]
         lengths = [len(part) for part in found if len(part)]
         return [records.pack({"ids": piece}) for piece in pieces], (ids, lengths)
 
@@ -75,7 +76,8 @@ class TextRecipe(Recipe):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "fields": {"ids": f"{np.dtype(self._dtype).name} [up to {PIECE}]"},
+            "fields": {"ids": f"{np.dtype(self._dtype).name} [up to {_PIECE}]"},
+            "piece": _PIECE,
             "tokenizer": {
                 "file": TOKENIZER,
                 "hash": self.tokenizer.hash,
