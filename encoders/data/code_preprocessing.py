@@ -33,11 +33,6 @@ class CodePreprocessing(TextPreprocessing):
         self.eval_transforms()  # refuses rows that are too short
 
     @property
-    def for_objectives(self) -> dict[str, Any]:
-        """What objectives may ask for by a parameter of that name."""
-        return {**super().for_objectives, "max_nodes": self.max_nodes}
-
-    @property
     def for_transforms(self) -> dict[str, Any]:
         """What transforms may ask for by a parameter of that name."""
         sizes = {"max_nodes": self.max_nodes, "max_text": self.max_text}

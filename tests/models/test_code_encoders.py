@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def test_outputs_and_gradients_are_those_of_transformers(name, tmp_path):
     assert set(theirs) == set(ours)
     for key, gradient in theirs.items():
         np.testing.assert_allclose(ours[key], gradient, rtol=0, atol=2e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_they_are_written_as_robertas_and_read_as_what_they_are(name, tmp_path):
+    encoder = load(name)
+    params = {k: v for k, v in encoder.variables["params"].items() if k != "pooler"}
+    encoder = dataclasses.replace(encoder, variables={"params": params})
+    encoders.save(encoder, tmp_path / "out", format="hf")
+    assert files.read_json(tmp_path / "out" / "config.json")["model_type"] == "roberta"
+    again = encoders.load(tmp_path / "out")
+    assert again.module == encoder.module
+    chex.assert_trees_all_equal(again.variables, encoder.variables)
 
 
 def test_without_nodes_and_prefix_they_are_robertas():

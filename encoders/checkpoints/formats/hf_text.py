@@ -200,7 +200,10 @@ FAMILIES = {
     ),
 }
 
-MODELS = tuple(FAMILIES)  # every model_type is the name of our model, too
+# Encoders of code are RoBERTas whose inputs differ: there they are no more than that.
+_AS = {"graphcodebert": "roberta", "unixcoder": "roberta"}
+
+MODELS = (*FAMILIES, *_AS)  # every model_type is the name of our model, too
 
 _BERT = hf_heads.VocabularyNames(
     "cls.predictions.decoder",
@@ -329,7 +332,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
       CheckpointError: something that the family has not in transformers, named by its field.
     """
     fields = exported.fields
-    name = fields["name"]
+    name = _AS.get(fields["name"], fields["name"])
     family = FAMILIES[name]
     for field, wrong, why in (
         ("pad_id", (fields["pad_id"] is None) == family.pad_id, "its positions are counted so"),
@@ -361,7 +364,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "architectures": [family.trunk],
         **settings,
         "dtype": "float32",
-        "encoders": {"pool": fields["pool"]},
+        "encoders": {field: fields[field] for field in ("name", "pool")},
     }
     if exported.objective is not None:
         row = hf_heads.choose(_HEADS[name], exported.objective, name)
