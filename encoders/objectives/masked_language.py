@@ -83,7 +83,10 @@ class MaskedLanguage(MaskingObjective):
 
     def loss(self, batch: Batch, corrupted: Corrupted, *, train: bool = False) -> Outcome:
         """The loss for given hidden tokens."""
-        encoded = self.encode(batch, corrupted.ids, train=train)
+        return self.outcome(batch, corrupted, self.encode(batch, corrupted.ids, train=train))
+
+    def outcome(self, batch: Batch, corrupted: Corrupted, encoded: Encoded) -> Outcome:
+        """The loss for given hidden tokens and what the encoder made of the others."""
         scores = self.scores(encoded, corrupted.places)
         weights = corrupted.weights
         losses = cross_entropy(scores, corrupted.labels) * weights

@@ -58,11 +58,21 @@ CASES = {
         "BertConfig",
         {**_TINY, "hidden_act": "relu", "type_vocab_size": 3, "layer_norm_eps": 1e-3},
     ),
+    "bert_mlm": (
+        "BertForMaskedLM",
+        "BertConfig",
+        {**_TINY, "num_hidden_layers": 1, "tie_word_embeddings": False},
+    ),
     "roberta": ("RobertaModel", "RobertaConfig", {**_TINY, "type_vocab_size": 1}),
     "roberta_mlm": (
         "RobertaForMaskedLM",
         "RobertaConfig",
         {**_TINY, "pad_token_id": 3, "layer_norm_eps": 1e-5, "tie_word_embeddings": False},
+    ),
+    "roberta_tied": (
+        "RobertaForMaskedLM",
+        "RobertaConfig",
+        {**_TINY, "num_hidden_layers": 1, "hidden_act": "relu"},
     ),
     "distilbert": ("DistilBertForMaskedLM", "DistilBertConfig", _TINY_DISTILBERT),
     "albert": ("AlbertModel", "AlbertConfig", {**_TINY, "embedding_size": 8}),
@@ -83,6 +93,11 @@ CASES = {
         {**_TINY_DEBERTA, "num_hidden_layers": 1, "tie_word_embeddings": False},
     ),
     "electra": ("ElectraModel", "ElectraConfig", {**_TINY, "embedding_size": 8}),
+    "electra_mlm": (
+        "ElectraForMaskedLM",
+        "ElectraConfig",
+        {**_TINY, "num_hidden_layers": 1, "embedding_size": 8, "hidden_act": "relu"},
+    ),
     "electra_pretraining": (
         "ElectraForPreTraining",
         "ElectraConfig",
@@ -174,6 +189,44 @@ def inputs(config: transformers.PreTrainedConfig) -> dict[str, torch.Tensor]:
     return found
 
 
+# What pretraining models of these families are given besides ids; others have an encoder only.
+_WITH_HEADS = ("bert", "roberta", "distilbert", "albert", "electra")
+_HIDDEN = [[1, 1, 0, 0, 0, 0, 1], [0, 1, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]]
+
+
+def heads(model: torch.nn.Module, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Scores and loss of a pretraining model on the three texts that have any tokens.
+
+    All are padded behind, as our batches are. Gradients of the loss are those of the heads and of
+    the word table; those of the encoder follow from its outputs' ones. Labels are -100 where
+    nothing is predicted.
+    """
+    given = {key: value[:3].clone() for key, value in given.items()}
+    for value in given.values():
+        value[1] = value[1].flip(0)
+    generator = torch.Generator().manual_seed(11)
+    kind, ids = type(model).__name__, given["input_ids"]
+    if kind == "ElectraForPreTraining":
+        labels = {"labels": torch.randint(0, 2, ids.shape, generator=generator)}
+    else:
+        drawn = torch.randint(0, model.config.vocab_size, ids.shape, generator=generator)
+        labels = {"labels": torch.where(torch.tensor(_HIDDEN) == 1, drawn, -100)}
+    if kind == "BertForPreTraining":
+        labels["next_sentence_label"] = torch.tensor([1, 0, 1])
+    if kind == "AlbertForPreTraining":
+        labels["sentence_order_label"] = torch.tensor([1, 0, 1])
+    model.zero_grad()
+    out = model(**given, **labels)
+    out.loss.backward()
+    found = {f"labels/{key}": value for key, value in labels.items()}
+    found |= {key: value for key, value in out.items() if key.endswith("logits") or key == "loss"}
+    trunk = dict(model.base_model.named_parameters(prefix=model.base_model_prefix))
+    for key, value in model.named_parameters():
+        if value.grad is not None and (key not in trunk or "word_embeddings" in key):
+            found[f"gradients/{key}"] = value.grad
+    return found
+
+
 def write_case(name: str) -> None:
     """Runs a network, differentiates a random linear function of its outputs, and saves all."""
     kind, config_kind, fields = CASES[name]
@@ -195,13 +248,16 @@ def write_case(name: str) -> None:
         # scores, which are no more than a number added to them.
         value[given["attention_mask"].sum(1) == 0] = 0
     sum((outputs[key] * cotangents[key]).sum() for key in outputs).backward()
+    gradients = {k: v.grad for k, v in trunk.named_parameters() if v.grad is not None}
     outputs["hidden"] = torch.stack(out.hidden_states[1:])
     groups = {
         "inputs": given,
         "outputs": outputs,
         "cotangents": cotangents,
-        "gradients": {k: v.grad for k, v in trunk.named_parameters() if v.grad is not None},
+        "gradients": {key: value.clone() for key, value in gradients.items()},
     }
+    if trunk is not model and name.split("_")[0] in _WITH_HEADS:
+        groups["heads"] = heads(model, given)
     arrays = {
         f"{group}/{key}": value.detach().numpy()
         for group, values in groups.items()
