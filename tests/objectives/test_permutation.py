@@ -2,6 +2,8 @@
 
 import functools
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +130,28 @@ def test_reused_tokens_see_nothing_of_the_rest_which_sees_them():
     assert not found.visible[:5, 5:].any()
     assert found.visible[5:, :5].all()
     assert not np.diagonal(found.visible)[np.asarray(found.places)].any()
+
+
+@functools.cache
+def draw_16():
+    return jit(lambda key, can, starts: permute(jax.random.key(key), can, starts, Prediction()))
+
+
+@hypothesis.given(
+    can=st.lists(st.booleans(), min_size=16, max_size=16),
+    starts=st.lists(st.booleans(), min_size=16, max_size=16),
+    key=st.integers(0, 99),
+)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_any_row_predicts_its_share_and_hides_it(can, starts, key):
+    can = np.array(can)
+    places, weights, visible = map(np.asarray, draw_16()(key, can, np.array(starts)))
+    used = places[weights > 0]
+    assert len(used) == (min(max(round(can.sum() / 6), 1), 3) if can.any() else 0)
+    assert len(set(places)) == len(places) == 3
+    assert can[used].all()
+    assert not visible[used, used].any()
+    assert visible[:, can & ~np.isin(np.arange(16), used)].all()
 
 
 # --- the objective --------------------------------------------------------------------------------
