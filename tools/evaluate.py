@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", help="a run: its config, and one of its checkpoints")
     what.add_argument(
-        "--model", help="a Hugging Face or timm directory, or what encoders.save wrote"
+        "--model", help="a directory of another project, or what encoders.save wrote"
     )
     parser.add_argument("--config", help="whose evaluators to run; a run has its own")
     parser.add_argument("--step", type=int, help="checkpoint of the run; by default the newest")
@@ -136,7 +136,7 @@ def load_model(path: str) -> Subject:
 
     Raises:
       CheckpointError: there is nothing that can be read.
-      ConfigError: the weights do not say how images are to be normalised.
+      ConfigError: the weights do not say what input they expect.
     """
     from encoders import loading
     from encoders.config import build

@@ -30,7 +30,7 @@ from encoders.types import Encoded
 
 logger = logging.getLogger(__name__)
 
-Feature = str | int  # 'pooled', 'mean', or the number of a layer
+Feature = str | int  # 'pooled', 'mean', 'first', or the number of a layer
 MAX_PIXELS = 32 * 32
 
 
@@ -73,7 +73,8 @@ def select(encoded: Encoded, feature: Feature) -> jax.Array:
 
     Args:
       encoded: output of an encoder.
-      feature: 'pooled'; 'mean' of the final tokens; or a layer whose hidden tokens are averaged.
+      feature: 'pooled'; 'mean' of the final tokens, or the 'first' of them; or a layer whose hidden
+        tokens are averaged.
         Means leave out prefix tokens (cls, registers) and padding.
 
     Raises:
@@ -83,6 +84,8 @@ def select(encoded: Encoded, feature: Feature) -> jax.Array:
         if encoded.pooled is None:
             raise ConfigError("feature: this encoder does not pool (pool='none'); use 'mean'.")
         return encoded.pooled.astype(jnp.float32)
+    if feature == "first":
+        return encoded.tokens[:, 0].astype(jnp.float32)
     tokens = encoded.tokens if feature == "mean" else encoded.hidden[feature]
     tokens = tokens[:, encoded.num_prefix :].astype(jnp.float32)
     mask = encoded.mask[:, encoded.num_prefix :, None].astype(jnp.float32)

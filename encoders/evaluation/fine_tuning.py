@@ -86,8 +86,8 @@ class FineTuning(Evaluator):
         gradient.
       layer_decay: multiplies the rate by layer_decay ** (depth + 1 - layer), see `layer_ids`.
       head_dropout: rate before the head.
-      feature: what the head of a whole text sees: 'pooled'; 'mean' of the final tokens; or the
-        number of a layer.
+      feature: what the head of a whole text sees: 'pooled'; 'mean' of the final tokens, or the
+        'first' of them; or the number of a layer, whose tokens are averaged.
     """
 
     train: Mapping[str, Any]
@@ -104,7 +104,7 @@ class FineTuning(Evaluator):
     clip: float = 1.0
     layer_decay: float | None = None
     head_dropout: float = 0.1
-    feature: Literal["pooled", "mean"] | int = "pooled"
+    feature: Literal["pooled", "mean", "first"] | int = "pooled"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,6 +170,8 @@ class FineTuning(Evaluator):
                 for batch in eval_batches(source, task.transforms(), min(1024, len(source)))
             ]
             arrays = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+            if "segments" not in arrays:
+                raise ConfigError(f"{where}: fine-tuning here is of encoders of text.")
             if task.label not in arrays:
                 raise DataError(f"{where}.{name}: its examples have no '{task.label}'.")
             parts.append(arrays)

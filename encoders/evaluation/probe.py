@@ -22,7 +22,8 @@ class Probe(Evaluator):
 
     Attributes:
       train: section of the source that is fitted to.
-      feature: 'pooled'; 'mean' of the final tokens; or the number of a layer.
+      feature: 'pooled'; 'mean' of the final tokens, or the 'first' of them; or the number of a
+        layer, whose tokens are averaged.
       layers: further layers to probe, in the same pass over the data; the accuracy of each is
         'layer{n}'.
       baselines: what to hold against the encoder, with the same probe on the same splits: 'random'
@@ -35,7 +36,7 @@ class Probe(Evaluator):
     """
 
     train: Mapping[str, Any]
-    feature: Literal["pooled", "mean"] | int = "pooled"
+    feature: Literal["pooled", "mean", "first"] | int = "pooled"
     layers: tuple[int, ...] = ()
     baselines: tuple[Literal["pixels", "random", "bag_of_words"], ...] = ()
     seed: int = 0

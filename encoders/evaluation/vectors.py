@@ -54,12 +54,13 @@ class VectorEvaluator(Evaluator):
     """Base of evaluators that compare vectors of texts.
 
     Attributes:
-      feature: 'pooled'; 'mean' of the final tokens; or the number of a layer.
+      feature: 'pooled'; 'mean' of the final tokens, or the 'first' of them; or the number of a
+        layer, whose tokens are averaged.
       extractor: where vectors come from; shared by the evaluators of a run (supplied; None makes
         its own).
     """
 
-    feature: Literal["pooled", "mean"] | int = "pooled"
+    feature: Literal["pooled", "mean", "first"] | int = "pooled"
     extractor: FeatureExtractor | None = None
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ def test_a_rule_is_learned_and_the_spread_is_told(tmp_path, encoder):
     assert found["accuracy"] > 0.95
     assert found["degenerate"] == 0.0
     assert 0.5 <= found["chance"] < 0.8
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh(data=1, fsdp=2, tensor=1, devices=jax.devices()[:2])
     again = make("fine_tuning", mesh, **data, **FAST).run(*encoder)
     assert again["accuracy_min"] > 0.95
 

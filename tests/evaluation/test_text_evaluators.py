@@ -9,7 +9,6 @@ from text_toys import PREPROCESSING, WORDS, Words, init, make, write
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.bag_of_words import bag_of_words
 from encoders.evaluation.features import Labelled
-from encoders.evaluation.masked_accuracy import entropy
 from encoders.evaluation.retrieval import first_ranks
 from encoders.models.bert import BERT
 from encoders.objectives.masked_language import MaskedLanguage
@@ -218,9 +217,3 @@ def test_masked_accuracy_is_the_objectives_own_and_depends_on_no_batch(tmp_path)
     assert again == pytest.approx(found, rel=1e-5)
     with pytest.raises(ConfigError, match="Words guesses no hidden tokens"):
         make("masked_accuracy", test=section).run(Words(), init(Words()))
-
-
-def test_entropy_is_in_nats():
-    assert entropy({1: 3, 2: 3, 3: 3}) == pytest.approx(np.log(3))
-    assert entropy({1: 3, 2: 1}) == pytest.approx(scipy.stats.entropy([3, 1]))
-    assert entropy({}) == 0.0

@@ -1,17 +1,19 @@
 """Any evaluator on any checkpoint, alone, with the numbers it would have in training."""
 
+import itertools
 import json
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from ml_collections import ConfigDict
 
 import encoders
 from encoders.checkpoints.store import CheckpointStore
 from encoders.config import build, to_json
 from encoders.data import SOURCES
-from encoders.errors import CheckpointError, ConfigError
+from encoders.errors import CheckpointError, ConfigError, DataError
 from encoders.training.experiment import Experiment
 from tools import evaluate
 
@@ -137,3 +139,53 @@ def test_mistakes_are_named(classifier, tmp_path):
         with pytest.raises(kind) as caught:
             evaluate.main(arguments)
         assert message in str(caught.value)
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dict(name="text", path=str(path))
+
+
+def test_a_run_on_texts(tmp_path, capsys):
+    words = ["cat", "dog", "red", "blue", "runs", "sleeps", "very", "not"]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: n for n, word in enumerate(vocabulary)}, "[UNK]")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(vocabulary[:5])
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, 6)) for _ in range(40)]
+    rows = [{"text": text, "label": int("cat" in text)} for text in texts]
+    labelled = write_lines(tmp_path / "labelled.jsonl", rows)
+    pairs = [
+        {"text": a, "other": b, "score": n} for n, (a, b) in enumerate(itertools.pairwise(texts))
+    ]
+    scored = write_lines(tmp_path / "scored.jsonl", pairs)
+
+    config = get_config(dict(name="masked_language"))
+    config.preprocessing = dict(name="text", tokenizer=tokenizer.to_str(), max_length=12)
+    config.data = dict(source=labelled, transforms=(dict(name="tokenize"),))
+    small = dict(width=8, depth=1, num_heads=2, mlp_dim=8, max_length=12)
+    config.model = dict(name="bert", vocab_size=len(vocabulary), **small)
+    config.evaluators = dict(
+        knn=dict(
+            name="knn", train=labelled, test=labelled, k=(3,), batch_size=16,
+            baselines=("bag_of_words", "random"),
+        ),
+        masked=dict(name="masked_accuracy", test=labelled, batch_size=16),
+        similar=dict(name="sts", test=scored, batch_size=16, feature="mean"),
+    )  # fmt: skip
+    workdir = write_run(tmp_path / "run", config, (4,))
+    found = {line["evaluator"]: line for line in run(capsys, "--workdir", workdir)}
+    assert {"accuracy", "chance", "bag_of_words", "random"} <= set(found["knn"])
+    assert found["masked"]["loss"] > 0
+    assert {"spearman", "pearson"} <= set(found["similar"])
+    with pytest.raises(DataError, match=r"evaluators\.masked\.train: its examples have no 'label'"):
+        evaluate.main(
+            [
+                "--workdir", str(workdir), "--evaluator", "masked",
+                "--config.evaluators.masked="
+                + repr(dict(name="fine_tuning", train=scored, test=scored, task="classification")),
+            ]
+        )  # fmt: skip
