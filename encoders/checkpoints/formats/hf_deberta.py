@@ -16,12 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
-from encoders.checkpoints.formats.hf_text import (
-    _ACTIVATIONS,
-    _ACTIVATIONS_OUT,
-    _BLOCK,
-    Family,
-)
+from encoders.checkpoints.formats.hf_rules import ACTIVATIONS, ACTIVATIONS_OUT
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -35,6 +30,10 @@ from encoders.checkpoints.formats.mapping import (
 )
 from encoders.errors import CheckpointError, nearest
 
+_ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "silu": "silu", "swish": "silu"}
+_ACTIVATIONS_OUT = {**ACTIVATIONS_OUT, "relu": "relu", "silu": "silu"}
+
+# Our field -> theirs.
 _FIELDS = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -48,6 +47,7 @@ _FIELDS = {
     "dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",
 }
+# Of version 2, which their config's class is named for.
 _DEFAULTS = {
     "hidden_size": 1536,
     "num_hidden_layers": 24,
@@ -69,23 +69,31 @@ _ONLY = {
     "type_vocab_size": (0, 0),
     "conv_kernel_size": (0, 0),
 }
+# Our module inside a block -> theirs.
 _BLOCK = {
-    **_BLOCK,
     "attention/query": "attention.self.query_proj",
     "attention/key": "attention.self.key_proj",
     "attention/value": "attention.self.value_proj",
+    "attention/out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "mlp/fc1": "intermediate.dense",
+    "mlp/fc2": "output.dense",
+    "norm2": "output.LayerNorm",
 }
 
-FAMILIES = {"deberta-v2": Family("DebertaV2Model", _DEFAULTS, fields=_FIELDS, block=_BLOCK)}
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the dispatch of formats asks for: values of config fields that a file may leave out."""
+
+    defaults: Mapping[str, Any]
+
+
+FAMILIES = {"deberta-v2": Family(_DEFAULTS)}
 MODELS = ("deberta",)
 
-_RENAMES = (
-    (r"^deberta\.", ""),
-    (
-        r"^mask_predictions\.classifer\.",
-        "mask_predictions.classifier.",
-    ),  # as the authors' code has it
-)
+# The encoder's prefix, and how the authors' code spells a part of the discriminator's head.
+_RENAMES = ((r"^deberta\.", ""), (r"(?<=^mask_predictions\.)classifer", "classifier"))
 _DROPPABLE = {
     r"(cls|lm_predictions|mask_predictions|classifier|qa_outputs)\..*": "a head of another task",
     r"embeddings\.position_ids": "numbers of positions, not weights",
