@@ -157,8 +157,10 @@ class Lines:
         """Where a person finds the row."""
         if self.unit == "file":
             return str(self.path)
-        before = self._content[: self._starts[index]].count(b"\n")
-        return f"{self.path} line {before + 1}"
+        start, content = int(self._starts[index]), self._content
+        pieces = (content[at : min(at + _SCAN, start)] for at in range(0, start, _SCAN))
+        number = 1 + sum(piece.count(b"\n") for piece in pieces)
+        return f"{self.path} line {number}"
 
 
 def _short(starts: np.ndarray, ends: np.ndarray, kept: np.ndarray) -> list[tuple[int, int]]:

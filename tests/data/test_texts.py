@@ -93,9 +93,11 @@ def test_texts_that_cannot_be_used_are_corrupt(tmp_path):
     path = tmp_path / "rows.jsonl"
     good = b'{"text": "good"}'
     bad = (b'{"text": "\xff"}', b"[1]", b"{", b'{"text": "  "}', b'{"text": 3}', b'{"other": "x"}')
+    bad = (*bad, b'{"text": "\\udcff"}')
     path.write_bytes(b"\n".join((good, *bad, good)))
     source = Text(path=str(path))
     reasons = ("invalid UTF-8", "expected an object", "no JSON", "empty", "not text", "no 'text'")
+    reasons = (*reasons, "invalid UTF-8")
     for index, reason in enumerate(reasons, 1):
         with pytest.raises(CorruptExample, match=reason):
             source[index]

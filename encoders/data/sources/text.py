@@ -124,6 +124,10 @@ class Text(Source):
                 raise CorruptExample(f"{field} is {type(value).__name__}, not text")
             if not value.strip():
                 raise CorruptExample(f"empty {field}")
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+                raise CorruptExample(f"invalid UTF-8 (character {error.start})") from error
             return value
         if field == "score":
             try:

@@ -111,6 +111,11 @@ class Tokens(Source):
         """The share of all places in all rows that is padding."""
         return 1 - self._filled / (self._length * self._row)
 
+    @property
+    def unigram_entropy(self) -> float:
+        """Of the whole split, in nats per token, see `TokenStore.unigram_entropy`."""
+        return self.store.unigram_entropy
+
     def _parts(self, row: int) -> list[list[tuple[int, int, int]]]:
         """The segments of a row, each of parts (document, start, stop)."""
         if self.packing == "concatenated":
