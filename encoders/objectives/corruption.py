@@ -75,7 +75,7 @@ class Masking:
         if count < 1:
             raise ConfigError(
                 f"objective.masking.rate: {self.rate} of {length} tokens is none; "
-                f"{1 / length:.4f} or more chooses one."
+                f"{1 / length:.4g} or more chooses one."
             )
         return count
 
