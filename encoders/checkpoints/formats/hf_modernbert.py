@@ -45,6 +45,7 @@ _FIELDS = {
 }
 _GATES = {"gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "silu": "swiglu"}
 _GATES_OUT = {ours: theirs for theirs, ours in _GATES.items()}
+_PAD = 50283
 # Training's business, and zero in the published weights.
 _OTHER_DROPOUT = ("embedding_dropout", "mlp_dropout")
 
@@ -108,6 +109,7 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     row = hf_heads.find(_HEADS, tensors)
     # The other classes have the transform of that head as well, before a classifier.
     if row is not None and "decoder.bias" in tensors and _is_usual_head(config):
+        tensors = row.completed(tensors)
         objective = {"name": row.objective, **row.section(tensors, config)}
         head_rules = row.rules(model, objective)
         droppable = row.droppable(objective)
@@ -209,6 +211,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "local_rope_theta": fields["local_temperature"],
         "embedding_dropout": 0.0,
         "mlp_dropout": 0.0,
+        # The published one, if there is such a token; it means no more than a row without gradient.
+        "pad_token_id": _PAD if fields["vocab_size"] > _PAD else None,
         "dtype": "float32",
         "encoders": {"pool": fields["pool"]},
     }
