@@ -15,7 +15,8 @@ from encoders.types import Encoded
 
 # A batch of texts has ids [B, T] int32; segments [B, T] int32, 0 for padding and 1, 2, ... for the
 # texts that a row was packed from; and where they are needed token_types [B, T] int32, word_start
-# [B, T] bool (True where a word begins) and label.
+# [B, T] bool (True where a word begins), label, and what encoders of code take (`GraphCodeBERT`,
+# `UniXcoder`).
 
 
 class TextObjective(Objective):
