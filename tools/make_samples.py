@@ -43,6 +43,16 @@ _VOCAB_SIZE = 6144
 # Lines of one repeated sign, such as rules below headings, would be most of the frequent tokens.
 _RULE = re.compile(r"^[ \t]*(?:[^\w\s]{3,}[ \t]*)+$\n?", re.MULTILINE)
 
+_PEPS_LICENCE = """\
+Each of these documents says of itself:
+
+  This document is placed in the public domain or under the CC0-1.0-Universal license, whichever is
+  more permissive.
+
+or, where it is older, that it has been placed in the public domain. The text of CC0 1.0 Universal
+is at https://creativecommons.org/publicdomain/zero/1.0/legalcode.
+"""
+
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     """[N] labels -> sorted indices of the first `count` examples of every class."""
@@ -172,10 +182,11 @@ def make_peps(folder: pathlib.Path, directory: pathlib.Path) -> None:
         recipe.options = _TEXTS
         prepare(recipe, directory, split, threads=1)
     write_bytes(directory / "tokenizer.json", tokenizer.to_json().encode())
+    write_bytes(directory / "LICENSE", _PEPS_LICENCE.encode())
     info = json.loads((directory / "info.json").read_text(encoding="utf-8"))
     info |= {
         "source": "https://github.com/python/peps",
-        "licence": "public domain or CC0-1.0, as each document says",
+        "licence": "public domain or CC0-1.0, see LICENSE",
         "attribution": "Python Enhancement Proposals, by their authors. Changed: lines of one "
         "repeated sign are left out; stored as tokens of tokenizer.json.",
         "subset": "every fifth document whose text states this licence; of those every tenth "

@@ -183,9 +183,6 @@ def test_banking77_is_what_it_says():
     assert source.class_names[source[0]["label"]] == "card_arrival"
 
 
-def test_samples_are_small_and_say_their_licence():
-    assert sum(file.stat().st_size for file in SAMPLES.rglob("*") if file.is_file()) < 12e6
-    for folder in SAMPLES.iterdir():
-        info = json.loads((folder / "info.json").read_text())
-        assert info["licence"] and info["attribution"] and info["source"]  # noqa: PT018
+def test_samples_are_found_wherever_they_are_installed():
     assert locate("sample:peps") == SAMPLES / "peps"
+    assert locate("x/y").as_posix() == "x/y"

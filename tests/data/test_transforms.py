@@ -6,7 +6,14 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from encoders.config import build
-from encoders.data import TRANSFORMS, CorruptExample, Preprocessing, build_transforms, images
+from encoders.data import (
+    TRANSFORMS,
+    CorruptExample,
+    Preprocessing,
+    TextPreprocessing,
+    build_transforms,
+    images,
+)
 from encoders.data.transforms.color import ColorJitter, RandomGrayscale, turn_hue
 from encoders.data.transforms.erasing import RandomErasing
 from encoders.data.transforms.geometry import (
@@ -381,6 +388,7 @@ def test_wrong_sections_are_explained(section, message):
 
 def test_every_transform_builds_by_name():
     required = {"image_size": (8, 8), "channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    required["preprocessing"] = TextPreprocessing(tokenizer="sample:peps")
     for name in TRANSFORMS:
         section = {"name": name, **({"padding": 1} if name == "pad" else {})}
         assert callable(build(TRANSFORMS, section, "transforms", **required))
