@@ -65,30 +65,31 @@ def relative_scores(x: jax.Array, position: jax.Array, chunk: int = 128) -> jax.
 
     Args:
       x: queries or keys.
-      position: [2 T - 1, H, d], of c - r from -(T - 1) on.
-      chunk: C, rows that are multiplied with T + C - 1 positions; a T that it does not divide is
+      position: [T + K - 1, H, d], of c - r from -(T - 1) on; K is T but where there is a memory.
+      chunk: C, rows that are multiplied with K + C - 1 positions; a T that it does not divide is
         one chunk.
 
     Returns:
-      float32 [B, H, T, T].
+      float32 [B, H, T, K].
     """
     batch, length, heads, dim = x.shape
+    keys = position.shape[0] - length + 1
     chunk = length if length % chunk else chunk
     starts = range(length - chunk, -1, -chunk)
-    position = jnp.stack([position[start : start + length + chunk - 1] for start in starts])
+    position = jnp.stack([position[start : start + keys + chunk - 1] for start in starts])
     x = x.reshape(batch, len(starts), chunk, heads, dim)
     y = jnp.einsum("bnrhd,nshd->bhnrs", x, position, preferred_element_type=jnp.float32)
-    return _shift(y, length).reshape(batch, heads, length, length)
+    return _shift(y, keys).reshape(batch, heads, length, keys)
 
 
-def _shift(x: jax.Array, length: int) -> jax.Array:
-    """x [..., C, T + C - 1] -> [..., C, T] with y[r, c] = x[r, c - r + C - 1]."""
+def _shift(x: jax.Array, keys: int) -> jax.Array:
+    """x [..., C, K + C - 1] -> [..., C, K] with y[r, c] = x[r, c - r + C - 1]."""
     *batch, chunk, columns = x.shape
     if chunk == 1:
         return x
     flat = x.reshape(*batch, chunk * columns)
     flat = flat[..., chunk - 1 : chunk - 1 + chunk * (columns - 1)]
-    return flat.reshape(*batch, chunk, columns - 1)[..., :length]
+    return flat.reshape(*batch, chunk, columns - 1)[..., :keys]
 
 
 class DisentangledAttention(Attention):

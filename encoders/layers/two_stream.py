@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from encoders.errors import ConfigError
 from encoders.layers.attention import Attention, dot_product_attention
+from encoders.layers.disentangled import relative_scores
 from encoders.layers.initializers import trunc_normal, weight_init
 from encoders.layers.linear import Linear
 
@@ -28,8 +29,8 @@ class Relation:
     The keys are those of the memory, if there is one, and then the T tokens.
 
     Attributes:
-      distances: [K + T, D] encodings of the distances K, K - 1, ..., 1 - T from a key to a query.
-      mirrored: [K + T, D] encodings of the negative ones; None where no row needs them.
+      distances: [K + T - 1, D] encodings of the distances K - 1, ..., 1 - T from a key to a query.
+      mirrored: [K + T - 1, D] encodings of the negative ones; None where no row needs them.
       backward: [B] bool, which rows run backwards and take `mirrored`; None where it is None.
       targets: [B, M] int32, the places of the query stream's tokens; None where there is no such
         stream.
@@ -45,7 +46,7 @@ class Relation:
 
 
 def distance_encodings(keys: int, length: int, width: int, clamp: int | None) -> jax.Array:
-    """float32 [keys + length, width]: [sin(x w), cos(x w)] of the distances of `Relation`.
+    """float32 [keys + length - 1, width]: [sin(x w), cos(x w)] of the distances of `Relation`.
 
     w = 10000^(-2i / D) for D/2 whole numbers i from 0; distances are cut at ±clamp.
 
@@ -54,7 +55,7 @@ def distance_encodings(keys: int, length: int, width: int, clamp: int | None) ->
     """
     if width % 2:
         raise ConfigError(f"positions: relative encodings need an even width, got {width}.")
-    distance = jnp.arange(keys, -length, -1, dtype=jnp.float32)
+    distance = jnp.arange(keys - 1, -length, -1, dtype=jnp.float32)
     if clamp is not None:
         distance = jnp.clip(distance, -clamp, clamp)
     omega = 10000.0 ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
@@ -157,32 +158,30 @@ def distance_scores(
 
     Args:
       query: [B, T + M, H, d].
-      positions: [K + T, H, d], or [B, K + T, H, d], of the distances K, ..., 1 - T.
+      positions: [K + T - 1, H, d], or [B, K + T - 1, H, d], of the distances K - 1, ..., 1 - T.
       length: T, of which the first is at distance K - T from the first key.
       targets: [B, M] int32 the places, from 0 to T - 1, of the other queries.
 
     Returns:
       float32 [B, H, T + M, K].
     """
-    keys = positions.shape[-3] - length
-    places = "phd" if positions.ndim == 3 else "bphd"
-    content = jnp.einsum(
-        f"bqhd,{places}->bhqp", query[:, :length], positions, preferred_element_type=jnp.float32
-    )
-    # Query i wants columns T - i, ..., T - i + K - 1: behind one another in memory they begin at
-    # i (P - 1) + T for rows of P = K + T, and so are rows of P - 1 of what follows the first T.
-    flat = content.reshape(*content.shape[:2], -1)[..., length:]
-    scores = flat.reshape(*content.shape[:3], -1)[..., :keys]
+    content, asking = query[:, :length], query[:, length:]
+    if positions.ndim == 3:
+        scores, places = relative_scores(content, positions), "phd"
+    else:
+        each = jax.vmap(lambda x, position: relative_scores(x[None], position)[0])
+        scores, places = each(content, positions), "bphd"
     if targets is None:
         return scores
     asked = jnp.einsum(
-        f"bqhd,{places}->bqhp", query[:, length:], positions, preferred_element_type=jnp.float32
+        f"bqhd,{places}->bqhp", asking, positions, preferred_element_type=jnp.float32
     )
+    keys = scores.shape[-1]
 
     def cut(row: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(row, start, keys, axis=1)
 
-    asked = jax.vmap(jax.vmap(cut))(asked, length - targets)
+    asked = jax.vmap(jax.vmap(cut))(asked, length - 1 - targets)
     return jnp.concatenate([scores, asked.swapaxes(1, 2)], axis=2)
 
 
@@ -194,5 +193,5 @@ def two_stream_flops(length: int, targets: int, keys: int, width: int) -> float:
     """
     queries = length + targets
     projections = 4.0 * (queries + keys) * width * width
-    products = 4.0 * queries * keys * width
-    return projections + products + 2.0 * queries * (keys + length + 2) * width
+    # Weighted values, and products with keys, distances and the two token types.
+    return projections + 2.0 * queries * (3 * keys + 2) * width

@@ -253,9 +253,9 @@ class XLNet(nn.Module):
         remembered = 0 if memory is None else memory.shape[2]
         real, sees = _who_sees_whom(ids, visible, mask, segments)
         x = self.embeddings(ids)
-        mask_vector = self.param("mask_vector", trunc_normal(0.02), (size.width,))
+        mask_token = self.param("mask_token", trunc_normal(0.02), (size.width,))
         if targets is not None:
-            asking = jnp.broadcast_to(mask_vector, (rows, targets.shape[1], size.width))
+            asking = jnp.broadcast_to(mask_token, (rows, targets.shape[1], size.width))
             x = jnp.concatenate([x, asking], axis=1)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         keys = remembered + length

@@ -141,7 +141,7 @@ def test_distances_are_those_of_their_definition():
     length, keys, heads, dim = 5, 7, 2, 3
     rng = np.random.default_rng(3)
     query = rng.normal(size=(2, length + 2, heads, dim)).astype("f4")
-    positions = rng.normal(size=(keys + length, heads, dim)).astype("f4")
+    positions = rng.normal(size=(keys + length - 1, heads, dim)).astype("f4")
     targets = np.array([[3, 0], [4, 4]])
     found = np.asarray(jit(distance_scores, static_argnums=2)(query, positions, length, targets))
     for row in range(2):
@@ -149,24 +149,24 @@ def test_distances_are_those_of_their_definition():
         for index, place in enumerate(places):
             for key in range(keys):
                 distance = keys - length + place - key  # the first keys are a memory's
-                want = (query[row, index] * positions[keys - distance]).sum(-1)
+                want = (query[row, index] * positions[keys - 1 - distance]).sum(-1)
                 close(found[row, :, index, key], want)
 
 
 def test_distances_are_encoded_both_ways_and_clamped():
     encodings = np.asarray(distance_encodings(7, 5, 12, None))
-    assert encodings.shape == (12, 12)
-    np.testing.assert_array_equal(encodings[7], [0] * 6 + [1] * 6)  # no distance
-    close(mirror(encodings)[5], encodings[9], 1e-6)
+    assert encodings.shape == (11, 12)
+    np.testing.assert_array_equal(encodings[6], [0] * 6 + [1] * 6)  # no distance
+    close(mirror(encodings)[4], encodings[8], 1e-6)
     clamped = distance_encodings(7, 5, 12, 2)
-    close(clamped[0], encodings[5])
-    close(clamped[-1], encodings[9])
+    close(clamped[0], encodings[4])
+    close(clamped[-1], encodings[8])
 
 
 def test_flops_count_every_product():
     d, t, m, hidden, layers = 12, 9, 4, 20, 2
     block = 4 * 2 * t * d * d + 2 * 2 * m * d * d + 2 * 2 * (t + m) * d * hidden
-    block += (t + m) * (2 * 2 * t * d + 2 * 2 * t * d + 2 * 2 * d)
+    block += (t + m) * (3 * 2 * t * d + 2 * 2 * d)
     assert tiny()[0].flops(t, m) == layers * block
 
 

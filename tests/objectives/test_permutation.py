@@ -271,7 +271,7 @@ def test_gradients_are_finite_and_reach_every_parameter():
 def test_flops_count_both_streams_and_the_head():
     d, t, m, hidden, layers = 12, 20, 6, 20, 2
     block = 4 * 2 * t * d * d + 2 * 2 * m * d * d  # queries and outputs of all, keys of the content
-    block += (t + m) * 2 * (2 * t * d + 2 * t * d + 2 * d) + 2 * 2 * (t + m) * d * hidden
+    block += (t + m) * 2 * (3 * t * d + 2 * d) + 2 * 2 * (t + m) * d * hidden
     assert tiny().flops(t) == layers * block + m * 2 * d * 40
 
 

@@ -178,7 +178,7 @@ def _rules(fields: Mapping[str, Any]) -> list[Rule]:
     per_head = (heads, width // heads)
     rules = [
         vector("word_embedding.weight", "embeddings/words", (fields["vocab_size"], width)),
-        vector("mask_emb", "mask_vector", (1, 1, width), (width,)),
+        vector("mask_emb", "mask_token", (1, 1, width), (width,)),
     ]
     for layer in range(fields["depth"]):
         theirs, ours = f"layer.{layer}.rel_attn", f"blocks_{layer}/attention"
