@@ -188,8 +188,8 @@ class TextEncoder(Encoder):
         Args:
           texts: N texts; an empty one is encoded as its special tokens.
           others: N further texts, each to share a row with the text it belongs to.
-          pooling: how tokens become a vector, see `pool`; None is what the weights say: their
-            metadata, what they were trained with, else the module's way, else 'mean'.
+          pooling: how tokens become a vector, see `pool`; None is what the weights say, else the
+            module's way, else 'mean'.
           normalize: whether vectors have length 1; None is what the weights say, else False.
           batch_size: texts per step.
 
@@ -230,8 +230,7 @@ class TextEncoder(Encoder):
     def _pooling(self, asked: str | Sequence[str] | None) -> tuple[str, ...] | None:
         """Names of poolings; None is the module's own."""
         said = (self.metadata.get("embedding") or {}).get("pooling")
-        trained = (self.objective or {}).get("pooling")
-        names = asked or said or trained or (None if self.module.pool != "none" else "mean")
+        names = asked or said or (None if self.module.pool != "none" else "mean")
         return (names,) if isinstance(names, str) else names and tuple(names)
 
     def _vectors(

@@ -38,7 +38,7 @@ from encoders.objectives import OBJECTIVES
 from encoders.rules import unflatten
 
 Choice = Literal["auto", "ema", "params"]
-FORMATS = ("native", "hf", "timm")
+FORMATS = ("native", "hf", "sentence-transformers", "timm")
 _VERSION = 1
 
 
@@ -63,6 +63,9 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
         preprocessing = build(PREPROCESSING, found.preprocessing, "preprocessing")
     variables = {"params": jax.tree.map(jnp.asarray, found.params)}
     metadata, heads = found.metadata, found.objective_params
+    pooling = (found.objective or {}).get("pooling")
+    if pooling is not None and "embedding" not in metadata:  # what it was trained with
+        metadata = {**metadata, "embedding": {"pooling": [pooling]}}
     kind = TextEncoder if module.modality == "text" else Encoder
     return kind(module, variables, preprocessing, metadata, found.objective, heads)
 
@@ -220,7 +223,7 @@ def save(
     encoder: Encoder,
     directory: str | os.PathLike,
     *,
-    format: Literal["native", "hf", "timm"] = "native",
+    format: Literal["native", "hf", "sentence-transformers", "timm"] = "native",
     heads: bool = False,
 ) -> None:
     """Saves an encoder into a new directory, which appears only when it is complete.
@@ -229,8 +232,8 @@ def save(
       encoder: what `load` returned, or made by hand.
       directory: must not exist, or be empty.
       format: 'native' keeps everything and needs no network code of others; 'hf' loads back in
-        transformers and 'timm' in timm, with the same outputs. What those have no place for is an
-        error that names the field.
+        transformers, 'sentence-transformers' there (with the way that `embed` pools), and 'timm' in
+        timm, with the same outputs. What those have no place for is an error that names the field.
       heads: also writes what came with the encoder: a classifier or a decoder.
 
     Raises:
@@ -241,11 +244,30 @@ def save(
         raise CheckpointError(f"format: unknown '{format}'.{nearest(format, FORMATS)}")
     if heads and not encoder.heads:
         raise CheckpointError("heads=True: these weights are of an encoder alone.")
-    write = {"native": _write_native, "hf": hf.write, "timm": timm.write}[format]
-    what = encoder if format == "native" else _exported(encoder, format, heads)
-    arguments = (what, heads) if format == "native" else (what,)
+    if format == "native":
+        write, arguments = _write_native, (encoder, heads)
+    elif format == "sentence-transformers":
+        embedding = _embedding(encoder)
+        exported = _exported(encoder, "hf", heads)
+        write, arguments = sentence_transformers.write, (exported, embedding)
+    else:
+        write = {"hf": hf.write, "timm": timm.write}[format]
+        arguments = (_exported(encoder, format, heads),)
     with files.new_directory(directory) as temporary:
         write(temporary, *arguments)
+
+
+def _embedding(encoder: Encoder) -> dict[str, Any]:
+    """How a text encoder makes vectors, wholly said."""
+    if encoder.module.modality != "text":
+        kind = type(encoder.module).__name__
+        raise CheckpointError(f"format 'sentence-transformers': a {kind} encodes no texts.")
+    said = encoder.metadata.get("embedding") or {}
+    pooling = said.get("pooling") or encoder.module.pool
+    if pooling == "none":
+        pooling = "mean"
+    pooling = [pooling] if isinstance(pooling, str) else list(pooling)
+    return {"normalize": False, "prompt": "", **said, "pooling": pooling}
 
 
 def _write_native(directory: pathlib.Path, encoder: Encoder, heads: bool) -> None:
@@ -270,11 +292,18 @@ def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
     params = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.variables["params"])))
     if module.modality == "text" and format == "hf":
         fields = {**section_of(MODELS, module), **dataclasses.asdict(module.size)}
+        tokenizer = encoder.preprocessing and encoder.preprocessing.to_json()
         if not heads:
-            return Exported(fields, params)
+            return Exported(fields, params, preprocessing=tokenizer)
         trees = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.heads)))
         objective = _resolved(encoder, module)
-        return Exported(fields, params, objective=objective, objective_params=trees)
+        return Exported(
+            fields,
+            params,
+            preprocessing=tokenizer,
+            objective=objective,
+            objective_params=trees,
+        )
     if not isinstance(module, ViT):
         raise CheckpointError(
             f"format '{format}': writes a ViT, and this is {type(module).__name__}; "

@@ -62,18 +62,24 @@ def test_pooling_and_normalisation_can_be_chosen(encoder):
     close(both[2, :12], encoder(ids[None]).tokens[0, 0])
 
 
-def test_how_it_was_trained_says_how_to_pool(encoder):
-    def pooled(**fields):
-        other = dataclasses.replace(encoder, metadata={}, **fields)
-        return other.embed(TEXTS[:2])
-
-    trained = pooled(objective={"name": "sentence_contrast", "pooling": "max"})
-    close(trained, encoder.embed(TEXTS[:2], pooling="max", normalize=False))
-    own = pooled(objective={"name": "sentence_contrast", "pooling": None})
+def test_the_module_pools_where_the_weights_do_not_say(encoder):
+    own = dataclasses.replace(encoder, metadata={})
     ids = np.stack([_padded(encoder, text) for text in TEXTS[:2]])
-    close(own, encoder(ids, mask=ids > 0).pooled)
-    bare = pooled(module=encoder.module.clone(pool="none"))
-    close(bare, encoder.embed(TEXTS[:2], normalize=False))
+    close(own.embed(TEXTS[:2]), encoder(ids, mask=ids > 0).pooled)
+    bare = dataclasses.replace(own, module=encoder.module.clone(pool="none"))
+    close(bare.embed(TEXTS[:2]), encoder.embed(TEXTS[:2], normalize=False))
+
+
+def test_how_it_was_trained_says_how_to_pool(encoder, tmp_path):
+    objective = {"name": "sentence_contrast", "pooling": "max"}
+    trained = dataclasses.replace(
+        encoder, metadata={}, objective=objective, heads={"head": {"kernel": np.ones((12, 12))}}
+    )
+    encoders.save(trained, tmp_path / "run", heads=True)
+    loaded = encoders.load(tmp_path / "run")
+    assert loaded.metadata["embedding"] == {"pooling": ["max"]}
+    encoders.save(loaded, tmp_path / "alone")
+    assert encoders.load(tmp_path / "alone").metadata["embedding"] == {"pooling": ["max"]}
 
 
 def _padded(encoder, text):
@@ -95,7 +101,7 @@ def test_a_pair_shares_a_row(encoder):
 def test_scores_of_pairs(encoder):
     head = {"kernel": np.ones((12, 1), np.float32), "bias": np.full(1, 0.5, np.float32)}
     cross = dataclasses.replace(
-        encoder, metadata={}, objective={"name": "ranking", "pooling": "cls"}, heads={"head": head}
+        encoder, metadata={"embedding": {"pooling": ["cls"]}}, heads={"head": head}
     )
     scores = cross.score(TEXTS, TEXTS)
     assert scores.shape == (5,)

@@ -195,6 +195,32 @@ def write_directory(name: str, kind: str, length: int, poolings: list[str], **mo
     print(name, *sorted(str(p.relative_to(directory)) for p in directory.rglob("*")))
 
 
+def write_cross_encoder(name: str, kind: str) -> None:
+    """A tiny cross-encoder, and its logits for each of TEXTS with the one before."""
+    directory = GOLDEN / "sentence" / name
+    shutil.rmtree(directory, ignore_errors=True)
+    tokenizer = _tokenizer(kind)
+    config = getattr(transformers, {"bert": "BertConfig", "roberta": "RobertaConfig"}[kind])(
+        **_TINY,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=40,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1,
+    )
+    network = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    randomize(network, seed=len(name))
+    with tempfile.TemporaryDirectory() as temporary:
+        network.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        model = CrossEncoder(temporary, max_length=30, device="cpu")
+        model.save_pretrained(str(directory))
+    pairs = list(zip(TEXTS, TEXTS[-1:] + TEXTS[:-1], strict=True))
+    logits = model.predict(pairs, activation_fn=torch.nn.Identity())
+    np.savez_compressed(directory / "expected.npz", logits=logits)
+    (directory / "README.md").unlink(missing_ok=True)
+    print(name, *sorted(str(p.relative_to(directory)) for p in directory.rglob("*")))
+
+
 def main() -> None:
     """Writes every file anew."""
     torch.manual_seed(0)
@@ -209,6 +235,8 @@ def main() -> None:
     write_directory("bert_mean", "bert", 12, ["mean"], normalize=True)
     prompts = {"prompts": {"query": "find: "}, "default_prompt_name": "query"}
     write_directory("roberta_cls_max", "roberta", 30, ["cls", "max"], prompts=prompts)
+    write_cross_encoder("cross_bert", "bert")
+    write_cross_encoder("cross_roberta", "roberta")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from encoders.checkpoints.formats.hf_rules import (
     swiglu_dim,
     trunk_rules,
 )
-from encoders.checkpoints.formats.hf_tokenizer import with_tokenizer
+from encoders.checkpoints.formats.hf_tokenizer import with_tokenizer, write_tokenizer
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -240,6 +240,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     """
     if exported.fields["name"] in _TEXT_WRITERS:
         _TEXT_WRITERS[exported.fields["name"]].write(directory, exported)
+        if exported.preprocessing is not None:
+            write_tokenizer(directory, exported.preprocessing)
         return
     fields, grid = exported.fields, grid_of(exported.image_size, exported.fields["patch_size"])
     model_type = _choose_family(exported, grid)

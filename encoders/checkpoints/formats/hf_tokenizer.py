@@ -1,16 +1,18 @@
-"""The tokenizer of a Hugging Face directory, as the preprocessing of the encoder beside it."""
+"""The tokenizer of a Hugging Face directory: the preprocessing of the encoder beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from encoders.checkpoints.formats import files
 from encoders.checkpoints.formats.mapping import Imported
 from encoders.data.tokenizer import Tokenizer
 from encoders.errors import DataError
 
-SETTINGS = "tokenizer_config.json"
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _LENGTH = 512  # of encoders whose positions have no end
 
 
@@ -58,3 +60,22 @@ def _length(directory: pathlib.Path) -> int | None:
     length = files.read_json(directory / SETTINGS).get("model_max_length")
     sensible = isinstance(length, int | float) and 3 <= length < 2**31
     return int(length) if sensible else None
+
+
+def write_tokenizer(directory: pathlib.Path, fields: Mapping[str, Any]) -> None:
+    """Writes the tokenizer of `TextPreprocessing`'s fields so that transformers opens it."""
+    tokenizer = Tokenizer.load(fields["tokenizer"])
+    (directory / FILE).write_text(tokenizer.to_json(), encoding="utf-8")
+    ids = dataclasses.asdict(tokenizer.vocabulary)
+    special = {
+        f"{name}_token": tokenizer.inner.id_to_token(ids[f"{name}_id"])
+        for name in ("pad", "unk", "cls", "sep", "mask")
+    }
+    inputs = ["input_ids", *(["token_type_ids"] if fields["token_types"] else []), "attention_mask"]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": fields["max_length"],
+        "model_input_names": inputs,
+        **special,
+    }
+    files.write_json(directory / SETTINGS, settings)

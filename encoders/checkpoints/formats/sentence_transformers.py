@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, normalizers
 
 from encoders.checkpoints.formats import files, hf
 from encoders.checkpoints.formats.hf_tokenizer import with_tokenizer
-from encoders.checkpoints.formats.mapping import Imported
+from encoders.checkpoints.formats.mapping import Exported, Imported
 from encoders.errors import CheckpointError, nearest
 
 MODULES = "modules.json"
@@ -126,15 +126,26 @@ def _pooling(directory: pathlib.Path, prompt: str) -> list[str]:
     return [ours[mode] for mode in modes]
 
 
-def write(directory: pathlib.Path, embedding: Mapping[str, Any], width: int, length: int) -> None:
-    """Writes what stands beside an encoder that `hf.write` has written into `directory`.
+def write(directory: pathlib.Path, exported: Exported, embedding: Mapping[str, Any]) -> None:
+    """Writes an encoder as `hf.write` does, and beside it how it makes vectors.
 
     Args:
-      directory: of the encoder and its tokenizer.
+      directory: to write into.
+      exported: the encoder; its preprocessing has the tokenizer.
       embedding: 'pooling', 'normalize' and 'prompt', as `read` gives them.
-      width: of a token.
-      length: that texts are cut to.
+
+    Raises:
+      CheckpointError: as `hf.write`; there is no tokenizer, or another pooling than those here.
     """
+    if exported.preprocessing is None:
+        raise CheckpointError("format 'sentence-transformers': needs a tokenizer with the weights.")
+    wrong = [name for name in embedding["pooling"] if name not in POOLINGS]
+    if wrong:
+        raise CheckpointError(
+            f"format 'sentence-transformers': pooling '{wrong[0]}' cannot be expressed."
+            f"{nearest(wrong[0], POOLINGS)}"
+        )
+    hf.write(directory, exported)
     kinds = ["Transformer", "Pooling", *(["Normalize"] if embedding["normalize"] else [])]
     paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds) if number)]
     modules = [
@@ -145,13 +156,17 @@ def write(directory: pathlib.Path, embedding: Mapping[str, Any], width: int, len
         (directory / place).mkdir(exist_ok=True)
     text = json.dumps(modules, indent=2) + "\n"
     (directory / MODULES).write_text(text, encoding="utf-8")
+    length = exported.preprocessing["max_length"]
     files.write_json(
         directory / _TRANSFORMER[0], {"max_seq_length": length, "do_lower_case": False}
     )
-    active = [POOLINGS[name] for name in embedding["pooling"]]
-    pooling = {old: new in active for old, new in _LEGACY.items()}
+    modes = [POOLINGS[name] for name in embedding["pooling"]]
+    pooling = {old: new in modes for old, new in _LEGACY.items()}
+    if modes != [new for new in _LEGACY.values() if new in modes]:
+        pooling = {"pooling_mode": modes}  # an order that only newer versions can be told
     files.write_json(
-        directory / paths[1] / files.CONFIG, {"word_embedding_dimension": width, **pooling}
+        directory / paths[1] / files.CONFIG,
+        {"word_embedding_dimension": exported.fields["width"], **pooling},
     )
     prompt = embedding.get("prompt") or ""
     settings = {"prompts": {"default": prompt}, "default_prompt_name": "default"} if prompt else {}

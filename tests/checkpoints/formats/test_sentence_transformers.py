@@ -1,14 +1,15 @@
 """Directories of sentence-transformers: the same vectors, older files, what is refused."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
 
+import chex
 import numpy as np
 import pytest
 
 import encoders
-from encoders.checkpoints.formats import sentence_transformers
 from encoders.errors import CheckpointError
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "sentence"
@@ -66,18 +67,54 @@ def test_older_files_are_read(copy):
     np.testing.assert_array_equal(tokenizer.ids("A DOG"), tokenizer.ids("a dog"))
 
 
-def test_what_is_written_reads_the_same(copy, tmp_path):
-    read = encoders.load(copy)
-    again = tmp_path / "again"
-    again.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        shutil.copy(copy / name, again / name)
-    embedding = {"pooling": ["max", "last"], "normalize": True, "prompt": "query: "}
-    sentence_transformers.write(again, embedding, 12, 9)
-    written = encoders.load(again)
+@pytest.mark.parametrize("pooling", [["max"], ["last", "cls"]])
+def test_what_is_written_reads_the_same(pooling, tmp_path):
+    read = encoders.load(GOLDEN / "bert_mean")
+    embedding = {"pooling": pooling, "normalize": True, "prompt": "a man: "}
+    changed = dataclasses.replace(read, metadata={"embedding": embedding})
+    encoders.save(changed, tmp_path / "again", format="sentence-transformers")
+    written = encoders.load(tmp_path / "again")
     assert written.metadata["embedding"] == embedding
-    assert written.preprocessing.max_length == 9
+    assert written.preprocessing.max_length == 12
+    assert written.preprocessing.token_types
     assert written.module == read.module
+    chex.assert_trees_all_equal(written.variables, read.variables)
+    assert written.preprocessing.opened.hash == read.preprocessing.opened.hash
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    read = encoders.load(GOLDEN / "bert_mean")
+    for change, message in (
+        ({"metadata": {}}, "pooling 'pooler' cannot be expressed"),
+        ({"preprocessing": None}, "needs a tokenizer with the weights"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            encoders.save(
+                dataclasses.replace(read, **change), tmp_path / "x", format="sentence-transformers"
+            )
+    picture = encoders.load(GOLDEN.parent / "interop" / "hf_vit")
+    with pytest.raises(CheckpointError, match="a ViT encodes no texts"):
+        encoders.save(picture, tmp_path / "x", format="sentence-transformers")
+
+
+@pytest.mark.parametrize("name", ["cross_bert", "cross_roberta"])
+def test_scores_of_cross_encoders_are_those_of_sentence_transformers(name):
+    cross = encoders.load(GOLDEN / name)
+    with np.load(GOLDEN / name / "expected.npz") as file:
+        expected = file["logits"]
+    scores = cross.score(TEXTS, TEXTS[-1:] + TEXTS[:-1])
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_a_cross_encoder_is_written_with_its_head(tmp_path):
+    cross = encoders.load(GOLDEN / "cross_bert")
+    encoders.save(cross, tmp_path / "again", format="hf", heads=True)
+    again = encoders.load(tmp_path / "again")
+    assert again.objective["name"] == "ranking"
+    chex.assert_trees_all_equal(again.heads, cross.heads)
+    roberta = encoders.load(GOLDEN / "cross_roberta")
+    with pytest.raises(CheckpointError, match="objective='ranking' cannot be expressed for rob"):
+        encoders.save(roberta, tmp_path / "roberta", format="hf", heads=True)
 
 
 @pytest.mark.parametrize(
