@@ -45,7 +45,7 @@ class SentencePairs(Source):
     task: Literal["nsp", "sop"] = "nsp"
     length: int | None = None
     short_seq_prob: float = 0.1
-    preprocessing: Any
+    preprocessing: Any = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
         longest = self.preprocessing.max_length

@@ -62,7 +62,7 @@ class Tokens(Source):
     length: int | None = None
     packing: Literal["best_fit", "none", "concatenated"] = "best_fit"
     wrap: bool = True
-    preprocessing: Any
+    preprocessing: Any = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
         longest = self.preprocessing.max_length
