@@ -95,8 +95,8 @@ def predicting(model: torch.nn.Module, given: dict[str, torch.Tensor]) -> dict[s
     order = torch.where(hidden, order, -1)
     unseen = hidden[:, None] & (order[:, :, None] <= order[:, None])
     labels = given["input_ids"].gather(1, targets)
-    # Padding is not predicted; nor are targets that see nothing: transformers gives them the mean of
-    # all values.
+    # Padding is not predicted; nor are targets that see nothing, which transformers gives the mean
+    # of all values.
     real = given["attention_mask"] == 1
     left_out = ~((~unseen & real[:, None]).any(2) & real).gather(1, targets)
     labels[left_out] = -100
