@@ -1,4 +1,4 @@
-"""Converts weights: python -m tools.convert SRC DST --to hf|timm|native.
+"""Converts weights: python -m tools.convert SRC DST --to hf|timm|sentence-transformers|native.
 
 SRC is a run, one of its checkpoints, a directory of transformers or timm, or what this tool wrote.
 """
@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from encoders.errors import exit_cleanly
 from launch.flags import Parser
 
+_FORMATS = ("hf", "sentence-transformers", "timm", "native")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Converts, and says what was read, left out and written."""
     parser = Parser(__doc__)
     parser.add_argument("source", metavar="SRC", help="where the weights are")
     parser.add_argument("destination", metavar="DST", help="directory to write; must not exist")
-    parser.add_argument("--to", required=True, choices=("hf", "timm", "native"), help="format")
+    parser.add_argument("--to", required=True, choices=_FORMATS, help="format")
     parser.add_argument(
         "--heads", action="store_true", help="also write the classifier or decoder, if there is one"
     )
