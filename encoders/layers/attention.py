@@ -143,6 +143,7 @@ class Attention(nn.Module):
         bias: jax.Array | None = None,
         segments: jax.Array | None = None,
         train: bool = False,
+        **context: Any,
     ) -> jax.Array:
         """Attends.
 
@@ -154,6 +155,7 @@ class Attention(nn.Module):
           bias: [1 or B, H, Q, T] what is added to the scores.
           segments: [B, T] int32, of self-attention in packed rows; see `dot_product_attention`.
           train: whether dropout is on.
+          **context: what `_attend` of a subclass is given besides.
 
         Returns:
           [B, Q, D].
@@ -181,6 +183,23 @@ class Attention(nn.Module):
         drop = None
         if train and self.attention_dropout:
             drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
+        seen = {"mask": mask, "segments": segments, "bias": bias, **context}
+        y = self._attend(query, key, value, drop, **seen)
+        y = Linear(width, self.out_bias, init.kernel, name="out")(y.reshape(x.shape))
+        return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+    def _attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        drop: Callable[[jax.Array], jax.Array] | None,
+        *,
+        mask: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Arguments and result as of `dot_product_attention`, by the kernel that is asked for."""
         if self.kernel not in KERNELS:
             raise ConfigError(
                 f"attention_kernel: unknown '{self.kernel}'.{nearest(self.kernel, KERNELS)}"
@@ -191,11 +210,8 @@ class Attention(nn.Module):
                     "attention_kernel: 'fused' has no dropout of the weights; set "
                     "attention_dropout to 0, or use 'plain'."
                 )
-            y = fused_attention(query, key, value, visible(mask, segments), bias)
-        else:
-            y = dot_product_attention(query, key, value, mask, drop, bias, segments=segments)
-        y = Linear(width, self.out_bias, init.kernel, name="out")(y.reshape(x.shape))
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+            return fused_attention(query, key, value, visible(mask, segments), bias)
+        return dot_product_attention(query, key, value, mask, drop, bias, segments=segments)
 
 
 def attention_flops(queries: int, keys: int, width: int) -> float:

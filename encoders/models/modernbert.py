@@ -15,9 +15,13 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 
-from encoders.layers.local import LocalAttention
+from encoders.errors import ConfigError
+from encoders.layers.attention import attention_flops
+from encoders.layers.local import LocalAttention, local_attention_flops
 from encoders.layers.stack import Stack
 from encoders.models.bert import BERT, Activation, Pool, TextSize
+
+_KINDS = (False, True)  # whether a kind of layer is local
 
 
 class ModernBERT(BERT):
@@ -56,7 +60,22 @@ class ModernBERT(BERT):
     }
     HEAD = {"activation": "gelu", "dense_bias": False, "norm_bias": False}  # noqa: RUF012
 
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """For each layer, 0 if it sees all tokens and 1 if it is local."""
+        return tuple(int(layer % self.global_every > 0) for layer in range(self.size.depth))
+
+    def flops(self, length: int) -> float:
+        """Forward FLOPs for `length` tokens; a multiply-add counts as two, look-ups as nothing."""
+        width = self.size.width
+        saved = attention_flops(length, length, width) - local_attention_flops(
+            length, width, self.window // 2
+        )
+        return super().flops(length) - sum(self.kinds) * saved
+
     def _stack(self, size: TextSize) -> Stack:
+        if self.window < 2:
+            raise ConfigError(f"model.window: {self.window} leaves no token on either side.")
         block = self._block(size)
         return Stack(
             size.depth,
@@ -64,12 +83,15 @@ class ModernBERT(BERT):
             scan=self.scan,
             remat=self.remat,
             first=functools.partial(block, attention_norm=False),
-            kinds=tuple(int(layer % self.global_every > 0) for layer in range(size.depth)),
+            kinds=self.kinds,
         )
 
     def _attention(self) -> Callable[..., nn.Module]:
         return functools.partial(
-            LocalAttention, kernel=self.attention_kernel, out_bias=self.out_bias
+            LocalAttention,
+            kernel=self.attention_kernel,
+            out_bias=self.out_bias,
+            reach=self.window // 2,
         )
 
     def _places(
@@ -78,6 +100,5 @@ class ModernBERT(BERT):
         """What global layers are given, and what local ones are."""
         temperatures = (self.rotary_temperature, self.local_temperature)
         turns = [self._turns(t, length, segments, positions) for t in temperatures]
-        reaches = (length, self.window // 2)
-        kinds = [{"rotary": r, "reach": reach} for r, reach in zip(turns, reaches, strict=True)]
+        kinds = [{"rotary": r, "local": local} for r, local in zip(turns, _KINDS, strict=True)]
         return {"kind_context": kinds}

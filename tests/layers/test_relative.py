@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from encoders.errors import ConfigError
-from encoders.layers.local import LocalAttention
+from encoders.layers.local import LocalAttention, num_blocks
 from encoders.layers.mlp import Mlp
 from encoders.layers.position import rotary1d, rotate, sincos1d
 from encoders.layers.relative import RelativeBias, alibi, alibi_slopes
@@ -94,16 +94,19 @@ def test_an_odd_head_has_no_pairs():
 
 def test_a_window_is_what_a_token_sees():
     """Which inputs an output depends on: near ones of its own text, and real ones."""
-    module, x = LocalAttention(3), np.random.default_rng(0).normal(size=(1, 9, 6)).astype("f4")
+    module, x = (
+        LocalAttention(3, reach=2),
+        np.random.default_rng(0).normal(size=(1, 9, 6)).astype("f4"),
+    )
     segments, mask = np.array([[1] * 5 + [2] * 4]), np.arange(9)[None] != 3
-    shapes = jax.eval_shape(functools.partial(module.init, reach=2), jax.random.key(0), x)
+    shapes = jax.eval_shape(functools.partial(module.init, local=True), jax.random.key(0), x)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
 
     @jax.jit
     def seen(x):
         def attend(x):
-            return module.apply(variables, x, reach=2, segments=segments, mask=mask)
+            return module.apply(variables, x, local=True, segments=segments, mask=mask)
 
         return jnp.abs(jax.jacrev(attend)(x)).sum((0, 2, 3, 5)) > 0
 
@@ -111,6 +114,44 @@ def test_a_window_is_what_a_token_sees():
     near = np.abs(place[:, None] - place) <= 2
     expected = near & (segments[0][:, None] == segments[0]) & mask
     np.testing.assert_array_equal(seen(x) | np.eye(9, dtype=bool), expected | np.eye(9, dtype=bool))
+
+
+@pytest.mark.parametrize("length, reach", [(40, 3), (41, 4), (17, 1)])
+def test_blocks_compute_what_a_mask_does(length, reach):
+    """Outputs and gradients, in packed and padded rows that end within a block."""
+    rng = np.random.default_rng(length)
+    module = LocalAttention(3, reach=reach)
+    assert num_blocks(length, reach) is not None
+    x = rng.normal(size=(3, length, 6)).astype("f4")
+    place = np.arange(length)
+    segments = np.stack([1 + (place > 11) + (place > 12), (place < length - 4) * 1, 0 * place])
+    shapes = jax.eval_shape(functools.partial(module.init, local=True), jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
+    window = np.abs(place[:, None] - place) <= reach
+
+    @jax.jit
+    def both(x, local):
+        def attend(how):
+            def loss(x):
+                y = module.apply(variables, x, segments=segments, **how)
+                return jnp.where(segments[..., None] > 0, y, 0)
+
+            y, pull = jax.vjp(loss, x)
+            return y, pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))[0]
+
+        masked = np.broadcast_to(window, (3, length, length))
+        return attend({"local": local}), attend({"local": False, "mask": masked})
+
+    (ours, gradient), (masked, other) = both(x, True)  # `local` is traced, as under scan
+    np.testing.assert_allclose(ours, masked, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(gradient, other, rtol=0, atol=1e-5)
+    (everywhere, _), _ = both(x, False)
+    assert np.abs(everywhere - masked).max() > 1e-2
+
+
+def test_short_rows_are_not_cut():
+    assert num_blocks(256, 64) is None
+    assert num_blocks(1024, 64) == 8
 
 
 @pytest.mark.parametrize("kind", ["geglu", "swiglu"])

@@ -135,6 +135,15 @@ def test_sixteen_bits_stay_sixteen_bits(case, scan):
     assert out.tokens.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_local_layers_may_drop_weights(scan):
+    """Traced only: that dropout is drawn outside of what chooses between local and global."""
+    model = tiny("modernbert")[0].clone(scan=scan, attention_dropout=0.1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IDS)
+    apply = functools.partial(model.apply, train=True, rngs={"dropout": jax.random.key(0)})
+    assert jax.eval_shape(apply, shapes, IDS).tokens.shape == (*IDS.shape, 12)
+
+
 def test_sixteen_bits_are_about_right():
     """Kinds that add large numbers to the scores do so in 32 bits."""
     model, variables = tiny("alibi")
@@ -204,6 +213,7 @@ def test_heads_take_the_activation_of_the_gate():
         ({"name": "modernbert", "positions": "alibi"}, "model.positions: unknown value 'alibi'"),
         ({"name": "modernbert", "shared": True}, "model.shared: unknown value True"),
         ({"name": "bert", "positions": "rotary", "num_heads": 4}, "need an even size, got 3"),
+        ({"name": "modernbert", "window": 1}, "model.window: 1 leaves no token on either side"),
         ({"name": "bert", "mlp": "reglu"}, "model.mlp: unknown value 'reglu'"),
     ],
 )

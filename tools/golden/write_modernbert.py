@@ -41,6 +41,7 @@ CASES = {
         {
             **_TINY,
             "num_hidden_layers": 3,
+            "local_attention": 2,
             "global_attn_every_n_layers": 2,
             "norm_bias": True,
             "attention_bias": True,
