@@ -37,6 +37,7 @@ def test_texts_become_tokens(corpus, tmp_path, capsys):
     assert f"left out: {corpus / 'a.txt'} line 6: invalid UTF-8" in said
     assert f"left out: {corpus / 'b.jsonl'} line 2: empty text" in said
     assert "left out 2 of 8" in said
+    assert f"{target}: 6 documents, 30 tokens of split 'train' in 2 shards" in said
     info = json.loads((target / "info.json").read_text())
     assert (info["splits"]["train"]["count"], info["splits"]["train"]["corrupt"]) == (6, 2)
     tokenizer = Tokenizer.load(str(target))

@@ -54,6 +54,10 @@ class Recipe:
         del path, notes
         return {}
 
+    def amount(self, shards: list[dict[str, Any]]) -> str:
+        """How much is in the shards, in words."""
+        return f"{sum(shard['count'] for shard in shards)} examples"
+
     def describe(self) -> dict[str, Any]:
         """Fields of info.json that all splits share."""
         names = self.source.class_names
@@ -91,7 +95,8 @@ def prepare(recipe: Recipe, directory: pathlib.Path, split: str, threads: int) -
         )
     recipe.check(info, directory)
     if split in info["splits"]:
-        print(f"{directory} already has split '{split}': {info['splits'][split]['count']} examples")
+        amount = recipe.amount(info["splits"][split]["shards"])
+        print(f"{directory} already has split '{split}': {amount}")
         return 0
     progress_file = directory / f".{split}.progress.json"
     progress = read_json(progress_file) or {"job": job, "finished": {}}
@@ -117,7 +122,7 @@ def prepare(recipe: Recipe, directory: pathlib.Path, split: str, threads: int) -
             else:
                 advance(len(indices), 0)
             if not sys.stderr.isatty():
-                print(f"{name}: {finished[name]['count']} examples", flush=True)
+                print(f"{name}: {recipe.amount([finished[name]])}", flush=True)
     corrupt = [item for shard in finished.values() for item in shard["corrupt"]]
     shards = [
         {"file": name, **{key: value for key, value in shard.items() if key != "corrupt"}}
@@ -138,7 +143,7 @@ def prepare(recipe: Recipe, directory: pathlib.Path, split: str, threads: int) -
     info.update(recipe.describe())
     write_json(directory / "info.json", info)
     progress_file.unlink()
-    print(f"{directory}: {count} examples of split '{split}' in {len(shards)} shards")
+    print(f"{directory}: {recipe.amount(shards)} of split '{split}' in {len(shards)} shards")
     for name, reason in corrupt[:20]:
         print(f"left out: {name}: {reason}")
     if corrupt:

@@ -74,6 +74,10 @@ class TextRecipe(Recipe):
         write_bytes(path.with_name(path.name + INDEX_SUFFIX), buffer.getvalue())
         return {"documents": len(notes), "tokens": int(arrays["lengths"].sum())}
 
+    def amount(self, shards: list[dict[str, Any]]) -> str:
+        documents, tokens = (sum(shard[key] for shard in shards) for key in ("documents", "tokens"))
+        return f"{documents} documents, {tokens} tokens"
+
     def describe(self) -> dict[str, Any]:
         return {
             "fields": {"ids": f"{np.dtype(self._dtype).name} [up to {_PIECE}]"},
