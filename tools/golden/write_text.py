@@ -85,7 +85,13 @@ CASES = {
     "deberta_mlm": (
         "DebertaV2ForMaskedLM",
         "DebertaV2Config",
-        {**_TINY_DEBERTA, "legacy": False, "max_relative_positions": 9, "position_buckets": 6},
+        {
+            **_TINY_DEBERTA,
+            "num_hidden_layers": 1,
+            "legacy": False,
+            "max_relative_positions": 9,
+            "position_buckets": 6,
+        },
     ),
     "deberta_untied": (
         "DebertaV2ForMaskedLM",
