@@ -4,8 +4,8 @@
 
 One JSON line per shape and mask: the largest error of output and gradients, of both, in bfloat16
 against the plain formula in float32, as a share of the largest value; and milliseconds of forward
-and backward together, the median of five blocks of ten calls that alternate. It fails where the fused
-kernel errs more than twice as much as the plain one.
+and backward together, the median of five blocks of ten calls that alternate. It fails where the
+fused kernel errs more than twice as much as the plain one.
 """
 
 from __future__ import annotations

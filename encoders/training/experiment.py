@@ -312,7 +312,7 @@ def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:
 def _mentions(config: Any, unit: str) -> bool:
     """Whether any duration in a config is given in that unit."""
     if isinstance(config, Mapping):
-        return unit in config or any(_mentions(value, unit) for value in config.values())
+        return {unit} == set(config) or any(_mentions(value, unit) for value in config.values())
     return isinstance(config, tuple) and any(_mentions(value, unit) for value in config)
 
 
