@@ -2,6 +2,7 @@
 
 from encoders.objectives.classification import Classification
 from encoders.objectives.data_flow import DataFlowLanguage
+from encoders.objectives.distillation import DistilledLanguage
 from encoders.objectives.masked_image import MaskedImage
 from encoders.objectives.masked_language import MaskedLanguage
 from encoders.objectives.permutation import PermutationLanguage
@@ -17,6 +18,7 @@ from encoders.objectives.sentence import (
 OBJECTIVES = {
     "classification": Classification,
     "data_flow": DataFlowLanguage,
+    "distilled_language": DistilledLanguage,
     "masked_image": MaskedImage,
     "masked_language": MaskedLanguage,
     "permutation": PermutationLanguage,

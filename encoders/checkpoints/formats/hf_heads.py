@@ -25,6 +25,9 @@ from encoders.errors import CheckpointError
 
 Fields = Mapping[str, Any]
 
+# Objectives that train the heads of another one.
+_ALIKE = {"distilled_language": "masked_language"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
@@ -70,8 +73,9 @@ def choose(rows: Sequence[Heads], section: Fields, where: str) -> Heads:
     Raises:
       CheckpointError: there is none.
     """
+    name = _ALIKE.get(section["name"], section["name"])
     for row in rows:
-        if row.objective == section["name"] and row.fits(section):
+        if row.objective == name and row.fits(section):
             return row
     known = ", ".join(dict.fromkeys(row.objective for row in rows)) or "none"
     raise CheckpointError(
