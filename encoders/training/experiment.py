@@ -304,7 +304,10 @@ def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:
     teacher = section.pop("teacher", None)
     if teacher is not None:
         other = loading.run_config(teacher)
-        expects = build(PREPROCESSING, other["preprocessing"], "preprocessing")
+        # Weights that say nothing of their input expect the student's.
+        expects = preprocessing
+        if other["preprocessing"] is not None:
+            expects = build(PREPROCESSING, other["preprocessing"], "preprocessing")
         context["teacher"] = build_objective(other, expects)
     return build(OBJECTIVES, section, "objective", encoder=encoder, **context)
 
