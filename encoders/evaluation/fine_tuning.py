@@ -176,7 +176,8 @@ class FineTuning(Evaluator):
                 raise DataError(f"{where}.{name}: its examples have no '{task.label}'.")
             parts.append(arrays)
         # Shorter than the encoder's input where no text needs all of it.
-        length = max(int((part["segments"] > 0).sum(1).max()) for part in parts)
+        used = np.any([(part["segments"] > 0).any(0) for part in parts], axis=0)
+        length = int(np.flatnonzero(used)[-1]) + 1
         length = min(math.ceil(length / _CHUNK) * _CHUNK, parts[0]["ids"].shape[1])
         full = parts[0]["ids"].shape[1]
         train, test = (

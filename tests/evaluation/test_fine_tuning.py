@@ -9,7 +9,12 @@ import pytest
 from text_toys import PREPROCESSING, WORDS, Words, init, make, write
 
 from encoders.data.sources.squad import Squad
-from encoders.data.transforms.tokenize_labels import TokenizeAnswer, TokenizeTags, token_span
+from encoders.data.transforms.tokenize_labels import (
+    TokenizeAnswer,
+    TokenizeTags,
+    first_tokens,
+    token_span,
+)
 from encoders.errors import ConfigError, DataError
 from encoders.models.bert import BERT
 from encoders.parallel.mesh import make_mesh
@@ -148,6 +153,10 @@ def test_labels_within_texts_find_their_tokens():
     assert token_span(offsets, 3, 6) == (1, 1)
     assert token_span(offsets, 4, 8) == (1, 2)
     assert token_span(offsets, 7, 12) is None  # cut off
+    # 'Uni', 'code', ' is' (with its space), a word that was cut away, and 'cut' but for its end.
+    words = ["Unicode", "is", "not", "cut"]
+    offsets = [(0, 3), (3, 7), (7, 10), (15, 16)]
+    assert first_tokens(offsets, words) == [(0, 0), (2, 1), (3, 3)]
     tag = TokenizeTags(preprocessing=PREPROCESSING, names=("B", "O"))
     found = tag({"text": "red cat", "tags": "O B"}, None)
     np.testing.assert_array_equal(found["tags"][:5], [-1, 1, 0, -1, -1])

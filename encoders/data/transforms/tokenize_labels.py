@@ -57,6 +57,9 @@ class TokenizeAnswer:
 class TokenizeTags:
     """Words that stand between white space, and a tag for each.
 
+    The text is tokenised as a whole, as in pretraining: tokenizers that mark spaces give other
+    tokens for words on their own.
+
     Attributes:
       preprocessing: tokenizer and length (supplied).
       names: the tags, in the order of their numbers.
@@ -81,16 +84,13 @@ class TokenizeTags:
         unknown = [tag for tag in tags if tag not in self.names]
         if unknown:
             raise CorruptExample(f"unknown tag '{unknown[0]}'")
-        encoded = tokenizer.inner.encode(words, is_pretokenized=True, add_special_tokens=False)
+        encoded = tokenizer.inner.encode(" ".join(words), add_special_tokens=False)
         before, _, after = around(tokenizer, pair=False)
         room = length - before - after
         ids = np.asarray(encoded.ids, np.int32)[:room]
         numbers = np.full(length, -1, np.int32)
-        last = None
-        for place, word in enumerate(encoded.word_ids[: len(ids)]):
-            if word != last:
-                numbers[before + place] = self.names.index(tags[word])
-            last = word
+        for place, word in first_tokens(encoded.offsets[: len(ids)], words):
+            numbers[before + place] = self.names.index(tags[word])
         kept = {k: v for k, v in example.items() if k not in ("text", "tags")}
         return {**kept, **frame([ids], self.preprocessing), "tags": numbers}
 
@@ -119,6 +119,23 @@ def around(tokenizer: Any, pair: bool = True) -> tuple[int, int, int]:
     ids = tokenizer.assemble(marks, 64)[0].tolist()
     first, last = ids.index(-1), ids.index(-2 if pair else -1)
     return first, max(last - first - 1, 0), len(ids) - last - 1
+
+
+def first_tokens(offsets: Sequence[tuple[int, int]], words: Sequence[str]) -> list[tuple[int, int]]:
+    """(token, word) for the first token of each word, of words that one space stands between.
+
+    Args:
+      offsets: characters of each token; a space before a word may count as the token's.
+      words: the words.
+    """
+    found, place, start = [], 0, 0
+    for number, word in enumerate(words):
+        while place < len(offsets) and offsets[place][1] <= start:
+            place += 1
+        if place < len(offsets) and offsets[place][0] < start + len(word):
+            found.append((place, number))
+        start += len(word) + 1
+    return found
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int] | None:
