@@ -25,8 +25,8 @@ def log_buckets(distance: np.ndarray, buckets: int, max_distance: int) -> np.nda
     """Buckets of signed distances: themselves up to half of `buckets`, then ever wider ones.
 
     sign(r) ceil(log(|r| / m) / log((max_distance - 1) / m) (m - 1)) + m, with m = buckets / 2, for
-    |r| > m; appendix A.5 of the paper. In float32, as in transformers: a rounding more or less
-    would move a token to the next bucket.
+    |r| > m, as in the code released with versions 2 and 3. In float32, as in transformers: a
+    rounding more or less would move a token to the next bucket.
 
     Args:
       distance: any shape, integers, query's position - key's.

@@ -78,7 +78,7 @@ class DeBERTa(BERT):
     GENERATOR = {"mask_decoder": True}  # noqa: RUF012
     TOKEN_CONTEXT = True
 
-    # Table 2 of the paper, and the released xsmall.
+    # Those of the released weights.
     SIZES = {  # noqa: RUF012
         "xsmall": TextSize(384, 12, 1536, 6),
         "small": TextSize(768, 6, 3072, 12),
