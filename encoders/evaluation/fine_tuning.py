@@ -165,9 +165,10 @@ class FineTuning(Evaluator):
         task = TASKS[self.task].of(self.train_source, self.test_source, self.preprocessing, where)
         parts = []
         for source, name in ((self.train_source, "train"), (self.test_source, "test")):
+            examples = task.examples(source)
             batches = [
                 {k: v[batch["valid"]] for k, v in batch.items()}
-                for batch in eval_batches(source, task.transforms(), min(1024, len(source)))
+                for batch in eval_batches(examples, task.transforms(), min(1024, len(examples)))
             ]
             arrays = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
             if "segments" not in arrays:

@@ -17,6 +17,7 @@ from encoders.data import CorruptExample, Source
 from encoders.data.transforms.tokenize_labels import TokenizeAnswer, TokenizeTags, tag_names
 from encoders.errors import DataError
 from encoders.evaluation import scores
+from encoders.evaluation.windows import Windows
 
 MAX_ANSWER = 30  # tokens
 
@@ -48,6 +49,10 @@ class Task(abc.ABC):
         Raises:
           DataError: they do not have what the task needs.
         """
+
+    def examples(self, source: Source) -> Any:
+        """What is made arrays of: the examples of a source, or parts of them."""
+        return source
 
     def transforms(self) -> list[Callable]:
         """From an example of the sources to arrays."""
@@ -141,22 +146,32 @@ class Number(Task):
         return "pearson", 0.0, 1.0 / np.sqrt(len(test["score"]))
 
 
+@dataclasses.dataclass(frozen=True)
 class Answer(Task):
     """The part of a text that answers a question, or none, as in SQuAD.
 
     Metrics: 'f1' (of words) and 'exact' (match), both against the best of the accepted answers. A
-    text that is longer than the encoder's input is cut, not read in windows: answers beyond are
-    lost, in train and test.
+    long text is read in windows, of which the one counts whose answer is ahead of none by most.
+
+    Attributes:
+      none: whether there may be no answer, because train has questions without one.
     """
+
+    none: bool = False
 
     label = "answer"
     per_token = True
 
     @classmethod
     def of(cls, train: Source, test: Source, preprocessing: Any, where: str) -> Task:
-        for source, name in ((train, "train"), (test, "test")):
-            _values(source, "answers", f"{where}.{name}")
-        return cls(2, test, preprocessing)
+        _values(test, "answers", f"{where}.test")
+        answers = _values(train, "answers", f"{where}.train")
+        if not any(answers):
+            raise DataError(f"{where}.train: none of its questions has an answer.")
+        return cls(2, test, preprocessing, not all(answers))
+
+    def examples(self, source: Source) -> Any:
+        return Windows(source, self.preprocessing)
 
     def transforms(self) -> list[Callable]:
         return [TokenizeAnswer(preprocessing=self.preprocessing)]
@@ -168,34 +183,40 @@ class Answer(Task):
         return losses.mean()
 
     def predict(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """First and last place [B, 2]; (0, 0), the first token, where none is more likely."""
+        """float32 [B, 3]: first and last place of the best answer, and how far it is ahead of none,
+        which the first token stands for.
+        """
         outputs = jnp.where(self._allowed(batch)[..., None], outputs, -1e9)
         length = outputs.shape[1]
         place = jnp.arange(length)
         long = place[None, :] - place[:, None]
-        none = (place[:, None] == 0) & (place[None, :] == 0)
         inside = (place[:, None] > 0) & (long >= 0) & (long < MAX_ANSWER)
         joint = outputs[:, :, None, 0] + outputs[:, None, :, 1]
-        joint = jnp.where(inside | none, joint, -jnp.inf).reshape(len(outputs), -1)
+        joint = jnp.where(inside, joint, -jnp.inf).reshape(len(outputs), -1)
         best = joint.argmax(-1)
-        return jnp.stack([best // length, best % length], -1)
+        ahead = joint.max(-1) - outputs[:, 0].sum(-1)
+        return jnp.stack([best // length, best % length, ahead], -1).astype(jnp.float32)
 
     def score(self, predicted: np.ndarray, test: Arrays) -> dict[str, float]:
+        best: dict[int, int] = {}  # question -> row of its best window
+        for row, (number, ahead) in enumerate(zip(test["question"], predicted[:, 2], strict=True)):
+            if number not in best or ahead > predicted[best[number], 2]:
+                best[int(number)] = row
         found, inner = [], self.preprocessing.opened.inner
-        for (first, last), row, context in zip(
-            predicted.tolist(), test["row"].tolist(), test["context"].tolist(), strict=True
-        ):
-            example, text = self.test[row], ""
-            if first:
+        for number, row in best.items():
+            example, text = self.test[number], ""
+            if not self.none or predicted[row, 2] > 0:
                 encoded = inner.encode(example["other"], add_special_tokens=False)
-                begin = encoded.offsets[first - context[0]][0]
-                text = example["other"][begin : encoded.offsets[last - context[0]][1]]
+                shift = int(test["first"][row] - test["context"][row, 0])
+                first, last = (encoded.offsets[int(p) + shift] for p in predicted[row, :2])
+                text = example["other"][first[0] : last[1]]
             found.append(scores.answer_scores(text, example["answers"]))
         exact, f1 = np.mean(found, axis=0)
         return {"f1": float(f1), "exact": float(exact)}
 
     def chance(self, test: Arrays) -> tuple[str, float, float]:
-        answers = [self.test[row]["answers"] for row in test["row"].tolist()]
+        numbers = np.unique(test["question"]).tolist()
+        answers = [self.test[number]["answers"] for number in numbers]
         first = [" ".join(scores.answer_words(some[0])) if some else "" for some in answers]
         return "exact", *_most_frequent(first)
 

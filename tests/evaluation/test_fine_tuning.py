@@ -1,5 +1,6 @@
 """Fine-tuning learns what can be learned, says so where nothing was, and seeds do not meet."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,6 +17,8 @@ from encoders.data.transforms.tokenize_labels import (
     token_span,
 )
 from encoders.errors import ConfigError, DataError
+from encoders.evaluation.tasks import Answer
+from encoders.evaluation.windows import Windows
 from encoders.models.bert import BERT
 from encoders.parallel.mesh import make_mesh
 
@@ -143,6 +146,20 @@ def test_answers_in_the_format_of_squad(tmp_path, encoder):
     assert PREPROCESSING.opened.inner.id_to_token(int(example["ids"][first])) == "cat"
     np.testing.assert_array_equal(example["context"], [3, 7])  # [CLS] dog [SEP] very ...
     np.testing.assert_array_equal(place(source[0], None)["answer"], [0, 0])
+    # [CLS] dog [SEP] and a last [SEP] leave room for four of eleven words: windows are two apart.
+    short = dataclasses.replace(PREPROCESSING, max_length=8)
+    words = "very red here eats red here cat eats red here red"
+    asked = {"text": "dog", "other": words, "answers": ("cat",), "starts": (words.index("cat"),)}
+    windows = Windows([asked], short)
+    assert [windows[n]["first"] for n in range(len(windows))] == [0, 2, 4, 6, 8]
+    rows = [TokenizeAnswer(preprocessing=short)(windows[n], None) for n in range(len(windows))]
+    assert [row["answer"][0] for row in rows] == [0, 0, 5, 3, 0]
+    task = Answer(2, [asked], short, none=True)
+    arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+    predicted = np.array([[3, 3, -2.0], [3, 5, -1], [4, 6, 3], [3, 3, 4], [3, 3, -5]], np.float32)
+    assert task.score(predicted, arrays) == {"f1": 1.0, "exact": 1.0}
+    assert task.score(predicted[:3], {k: v[:3] for k, v in arrays.items()})["f1"] == 0.5
+    assert task.score(predicted[:2], {k: v[:2] for k, v in arrays.items()})["f1"] == 0.0
     (tmp_path / "c.json").write_text('{"version": 1}')
     with pytest.raises(DataError, match="not in the format of SQuAD"):
         Squad(path=str(tmp_path / "c.json"))

@@ -16,8 +16,9 @@ from encoders.data.transforms.tokenize import padded
 class TokenizeAnswer:
     """A question and the text that its answer is a part of.
 
-    The text is cut at its end where the two are too long; an answer in what is cut off counts as
-    none. A question may take half of the room.
+    Of a text that is too long, a window from its token `first` on is taken (see
+    `evaluation.windows`); an answer that is not wholly in it counts as none. A question may take
+    half of the room.
 
     Attributes:
       preprocessing: tokenizer and length (supplied).
@@ -26,7 +27,7 @@ class TokenizeAnswer:
     preprocessing: Any
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """{'text', 'other', 'answers', 'starts'} -> what encoders take, and where the answer is.
+        """{'text', 'other', 'answers', 'starts', maybe 'first'} -> what encoders take, and places.
 
         'answer' [2] int32 is the place in the row of its first and last token, (0, 0) for none;
         'context' [2] int32 that of the text's first token, and one after its last.
@@ -35,17 +36,19 @@ class TokenizeAnswer:
         tokenizer, length = self.preprocessing.opened, self.preprocessing.max_length
         question = tokenizer.ids(example["text"])
         context = tokenizer.inner.encode(example["other"], add_special_tokens=False)
+        question = question[: longest_question(tokenizer, length)]
         before, between, after = around(tokenizer)
-        room = length - before - between - after
-        question = question[: room // 2]
-        ids = np.asarray(context.ids, np.int32)[: room - len(question)]
+        room = length - before - between - after - len(question)
+        begin = int(example.get("first", 0))
+        ids = np.asarray(context.ids, np.int32)[begin : begin + room]
+        offsets = context.offsets[begin : begin + room]
         first = before + len(question) + between
         found = frame([question, ids], self.preprocessing)
         answer = (0, 0)
         if len(example["answers"]):
             start = int(example["starts"][0])
             stop = start + len(example["answers"][0])
-            answer = token_span(context.offsets[: len(ids)], start, stop)
+            answer = token_span(offsets, start, stop)
             answer = (0, 0) if answer is None else tuple(first + place for place in answer)
         found["answer"] = np.array(answer, np.int32)
         found["context"] = np.array([first, first + len(ids)], np.int32)
@@ -121,6 +124,11 @@ def around(tokenizer: Any, pair: bool = True) -> tuple[int, int, int]:
     return first, max(last - first - 1, 0), len(ids) - last - 1
 
 
+def longest_question(tokenizer: Any, length: int) -> int:
+    """Tokens that a question may have beside a text, half of the room in a row of `length`."""
+    return (length - sum(around(tokenizer))) // 2
+
+
 def first_tokens(offsets: Sequence[tuple[int, int]], words: Sequence[str]) -> list[tuple[int, int]]:
     """(token, word) for the first token of each word, of words that one space stands between.
 
@@ -144,6 +152,6 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tup
     None where some of it is beyond the tokens.
     """
     inside = [n for n, (a, b) in enumerate(offsets) if a < stop and b > start]
-    if not inside or offsets[-1][1] < stop:
+    if not inside or offsets[0][0] > start or offsets[-1][1] < stop:
         return None
     return inside[0], inside[-1]
