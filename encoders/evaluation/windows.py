@@ -42,7 +42,7 @@ class Windows:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The example with 'question', its number in the source, and 'first', a token of its text."""
+        """The example, 'question' (its number in the source) and 'first' (the window's token)."""
         row, first = self._places[index]
         return {**self.source[row], "question": row, "first": first}
 
