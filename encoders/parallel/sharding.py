@@ -128,12 +128,13 @@ def named(mesh: Mesh, specs: Any) -> Any:
 def batch_major_activations(mesh: Mesh, rows: int) -> Iterator[None]:
     """While tracing: pins every module output that has `rows` rows as ACTIVATION_RULES say.
 
-    Without it the partitioner may decide to shard activations like the FSDP weights they meet.
+    Or a multiple of them: an example may be several texts, one after the other. Without it the
+    partitioner may decide to shard activations like the FSDP weights they meet.
     """
 
     # The other axes are left to the partitioner, which knows what the tensor rules imply.
     def pin(x: Any, path: str) -> Any:
-        if not isinstance(x, jax.Array) or x.ndim < 2 or x.shape[0] != rows:
+        if not isinstance(x, jax.Array) or x.ndim < 2 or x.shape[0] % rows:
             return x
         axes = next(axes for regex, axes in ACTIVATION_RULES if re.fullmatch(regex, path))
         dims: list[Any] = [P.UNCONSTRAINED] * x.ndim

@@ -71,15 +71,16 @@ def test_copies_of_the_parameters_follow_them_and_the_rest_is_replicated():
     assert found["encoder"]["norm"]["scale"] == P()  # same path, another shape
 
 
-def test_activations_keep_their_rows_on_the_batch_axes():
+@pytest.mark.parametrize("texts", [1, 3])
+def test_activations_keep_their_rows_on_the_batch_axes(texts):
     mesh = make_mesh(fsdp=8)
     model = nn.Sequential([nn.Dense(64), nn.Dense(64)])
-    x = jnp.ones((16, 4, 64))
+    x = jnp.ones((16 * texts, 4, 64))
     params = model.init(jax.random.key(0), x)
     placed = jax.device_put(params, named(mesh, parameter_specs(params, mesh, min_size=1)))
 
     def apply(params, x):
-        with batch_major_activations(mesh, x.shape[0]):
+        with batch_major_activations(mesh, 16):
             return model.apply(params, x)
 
     out = jax.jit(apply)(placed, jax.device_put(x, batch_sharding(mesh)))
