@@ -92,5 +92,7 @@ def test_scanned_leaves_have_the_names_of_their_layers():
     names = rules.layer_names("encoder/blocks/mlp/kernel", leaf)
     assert names == tuple(f"encoder/blocks_{i}/mlp/kernel" for i in range(3))
     assert rules.layer_names("blocks/bias", leaf)[2] == "blocks_2/bias"
+    # Behind a first block of its own, which is not stacked.
+    assert rules.layer_names("encoder/blocks_rest/bias", leaf)[0] == "encoder/blocks_1/bias"
     for path in ("encoder/blocks_0/mlp/kernel", "encoder/subblocks/kernel", "norm/scale"):
         assert rules.layer_names(path, leaf) is None
