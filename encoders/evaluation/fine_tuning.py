@@ -246,6 +246,7 @@ class _Program:
         # State is given back to be overwritten: runs hold it once.
         self.step = jax.jit(self._step, donate_argnums=0)
         self.predict = jax.jit(self._predict, out_shardings=self._whole)
+        self._start: Any = None
 
     @property
     def _whole(self) -> Any:
@@ -254,6 +255,11 @@ class _Program:
 
     def start(self, params: Any, seeds: jax.Array) -> tuple:
         """State of runs that begin at an encoder's parameters, for seeds [S]."""
+        if self._start is None:
+            self._start = self._compile_start(params, seeds)
+        return self._start(params, seeds)
+
+    def _compile_start(self, params: Any, seeds: jax.Array) -> Any:
         width = self._width(params)
 
         def head(seed: jax.Array) -> Any:
@@ -267,7 +273,7 @@ class _Program:
             return made, jax.vmap(self.adam.init)(made)
 
         if self.settings.mesh is None:
-            return jax.jit(begin)(params, seeds)
+            return jax.jit(begin)
         # Each run's parameters and moments lie as the encoder's do.
         spread = {
             rules.path_string(path): NamedSharding(
@@ -281,7 +287,7 @@ class _Program:
             return spread.get(path.partition("encoder/")[2], self._whole)
 
         shapes = jax.eval_shape(begin, params, seeds)
-        return jax.jit(begin, out_shardings=rules.map_with_path(sharding, shapes))(params, seeds)
+        return jax.jit(begin, out_shardings=rules.map_with_path(sharding, shapes))
 
     def _width(self, params: Any) -> int:
         """D of what the head sees."""

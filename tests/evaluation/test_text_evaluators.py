@@ -1,18 +1,20 @@
 """Evaluators of text encoders against their definitions."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import scipy.stats
 from text_toys import PREPROCESSING, WORDS, Words, init, make, write
 
+from encoders.data.transforms.tokenize import Tokenize
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.bag_of_words import bag_of_words
 from encoders.evaluation.features import Labelled
 from encoders.evaluation.retrieval import first_ranks
-from encoders.models.bert import BERT
-from encoders.objectives.masked_language import MaskedLanguage
+from encoders.objectives.text import TextObjective
 from encoders.parallel.mesh import make_mesh
+from encoders.types import Outcome
 
 
 def sentences(rng, count, words=6):
@@ -200,18 +202,37 @@ def test_ranks_over_the_whole_corpus(monkeypatch):
 # --- masked tokens --------------------------------------------------------------------------------
 
 
+class Guess(TextObjective):
+    """Hides words at random, and always guesses as often as its table says."""
+
+    @nn.compact
+    def __call__(self, batch, *, train=False):
+        scores = self.param("scores", nn.initializers.normal(1.0), (19,))
+        losses = -nn.log_softmax(scores)[batch["ids"]]
+        drawn = self.per_row(batch, lambda key: jax.random.uniform(key, batch["ids"].shape[1:]))
+        hidden = self.corruptible(batch) & (drawn < 0.3)
+        right = hidden & (batch["ids"] == scores.argmax())
+        metrics = {"accuracy": (right.sum() * 1.0, hidden.sum() * 1.0)}
+        return Outcome((losses * hidden).sum(), hidden.sum() * 1.0, metrics)
+
+
 def test_masked_accuracy_is_the_objectives_own_and_depends_on_no_batch(tmp_path):
     rng = np.random.default_rng(5)
-    section = write(tmp_path / "a.jsonl", [{"text": text} for text in sentences(rng, 21, 9)])
-    encoder = BERT(width=16, depth=1, num_heads=2, mlp_dim=16, vocab_size=19, pool="none")
-    objective = MaskedLanguage(encoder, vocabulary=PREPROCESSING.special)
-    batch = jax.tree.map(np.asarray, PREPROCESSING.example_batch(1))
-    variables = jax.jit(objective.init)(jax.random.key(0), batch)
+    texts = sentences(rng, 21, 9)
+    section = write(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    objective = Guess(Words(), vocabulary=PREPROCESSING.special)
+    variables = {"params": {"scores": np.linspace(0, 1, 19, dtype=np.float32)}}
     found = make("masked_accuracy", test=section, batch_size=8).run(objective, variables)
     assert set(found) == {"accuracy", "loss", "perplexity", "unigram"}
-    assert found["loss"] == pytest.approx(np.log(19), abs=0.2)  # of random weights
+    rows = [Tokenize(preprocessing=PREPROCESSING)({"text": text}, None) for text in texts]
+    whole = {k: np.stack([row[k] for row in rows]) for k in ("ids", "segments")}
+    outcome = objective.apply(variables, whole)
+    assert found["loss"] == pytest.approx(float(outcome.loss / outcome.weight), rel=1e-6)
+    right, hidden = outcome.metrics["accuracy"]
+    assert found["accuracy"] == pytest.approx(float(right / hidden))
     assert found["perplexity"] == pytest.approx(np.exp(found["loss"]))
-    assert 2.4 < found["unigram"] < np.log(14)  # fourteen words, equally often
+    words = np.unique(whole["ids"][whole["ids"] > 4], return_counts=True)[1]
+    assert found["unigram"] == pytest.approx(scipy.stats.entropy(words))
     mesh = make_mesh(data=2, fsdp=1, tensor=1, devices=jax.devices()[:2])
     again = make("masked_accuracy", mesh, test=section, batch_size=16).run(objective, variables)
     assert again == pytest.approx(found, rel=1e-5)
