@@ -114,36 +114,38 @@ def corrupt(
       masking: how.
       vocabulary: special ids.
     """
-    length_key, order_key, way_key, id_key = jax.random.split(key, 4)
-    words, runs = _groups(length_key, corruptible, word_start, masking.unit)
+    # One draw for all: how long runs are, in which order they go, what replaces them, and by what.
+    bits = jax.random.bits(key, (4, *ids.shape), jnp.uint32)
+    lengths, order, way = (bits[:3] >> 8).astype(jnp.float32) / 2**24  # uniform in [0, 1)
+    words, runs = _groups(lengths, corruptible, word_start, masking.unit)
     index, count = jnp.arange(ids.shape[0]), masking.places(ids.shape[0])
     wanted = jnp.round(masking.rate * corruptible.sum()).astype(jnp.int32)
-    chosen = _choose(order_key, words, runs, corruptible, jnp.clip(wanted, 1, count))
+    chosen = _choose(order, words, runs, corruptible, jnp.clip(wanted, 1, count))
     # In the order of the text; those not chosen come last and have no weight.
     rank, places = jax.lax.top_k(jnp.where(chosen, ids.shape[0] - index, 0), count)
     used, labels = rank > 0, ids[places]
-    way = jax.random.uniform(way_key, ids.shape)[runs if masking.unit == "span" else index][places]
-    drawn = random_ids(id_key, labels.shape, vocabulary)
+    way = way[runs if masking.unit == "span" else index][places]
+    drawn = ordinary_ids(bits[3][places], vocabulary)
     kept = jnp.where(way < masking.mask + masking.random, drawn, labels)
     new = jnp.where(way < masking.mask, vocabulary.mask_id, kept)
     new = jnp.where(used, new, labels)
     return Corrupted(ids.at[places].set(new), places, labels, used.astype(jnp.float32))
 
 
-def random_ids(key: jax.Array, shape: tuple[int, ...], vocabulary: Vocabulary) -> jax.Array:
-    """int32 ids, uniform over all that are not special."""
+def ordinary_ids(bits: jax.Array, vocabulary: Vocabulary) -> jax.Array:
+    """int32 ids, uniform over all that are not special, from uniform uint32 bits [...]."""
     special = np.asarray(vocabulary.special_ids, np.int32)
-    drawn = jax.random.randint(key, shape, 0, vocabulary.size - len(special), jnp.int32)
+    drawn = (bits % np.uint32(vocabulary.size - len(special))).astype(jnp.int32)
     # The k-th ordinary id is k plus the number of special ids before it; the i-th special id
     # (sorted) has special[i] - i ordinary ones before it.
-    before = jnp.searchsorted(special - np.arange(len(special), dtype=np.int32), drawn, "right")
-    return drawn + before.astype(jnp.int32)
+    before = special - np.arange(len(special), dtype=np.int32)
+    return drawn + (drawn[..., None] >= before).sum(-1, dtype=jnp.int32)
 
 
 def _groups(
-    key: jax.Array, corruptible: jax.Array, word_start: jax.Array | None, unit: Unit
+    noise: jax.Array, corruptible: jax.Array, word_start: jax.Array | None, unit: Unit
 ) -> tuple[jax.Array, jax.Array]:
-    """[T] int32 in [0, T): the number of each token's word, and of the run that it belongs to."""
+    """The numbers of each token's word and run, [T] int32 in [0, T), from uniform noise [T]."""
     (length,) = corruptible.shape
     index = jnp.arange(length, dtype=jnp.int32)
     if unit == "token":
@@ -158,19 +160,19 @@ def _groups(
     # The text is cut into runs of random length, one after the other. A word begins a run where the
     # last one ends, or where the text was interrupted.
     shares = _LENGTHS[unit]
-    lengths = 1 + jax.random.choice(key, len(shares), (length,), p=np.asarray(shares, np.float32))
+    lengths = 1 + (noise[:, None] >= np.cumsum(shares, dtype=np.float32)[:-1]).sum(-1)
     ends = jnp.zeros(length, bool).at[jnp.cumsum(lengths)].set(True, mode="drop").at[0].set(True)
     runs = jnp.cumsum(begins & (ends[words] | after_gap)) - 1
     return jnp.maximum(words, 0).astype(jnp.int32), jnp.maximum(runs, 0).astype(jnp.int32)
 
 
 def _choose(
-    key: jax.Array, words: jax.Array, runs: jax.Array, corruptible: jax.Array, left: jax.Array
+    noise: jax.Array, words: jax.Array, runs: jax.Array, corruptible: jax.Array, left: jax.Array
 ) -> jax.Array:
-    """[T] bool: whole words, run by run in random order, of `left` tokens at most."""
+    """[T] bool: whole words, run by run in the order of noise [T], of `left` tokens at most."""
     sizes = jnp.zeros_like(words).at[words].add(corruptible.astype(jnp.int32))
-    noise = jax.random.uniform(key, words.shape)[runs]
-    # Of each word the place of its run among all; the sort is stable, so a run's words keep theirs.
+    # Of each word the noise of its run; the sort is stable, so the words of a run stay in order.
+    noise = noise[runs]
     order = jnp.argsort(jnp.ones_like(noise).at[words].min(noise))
     sizes = sizes[order]
     taken = jnp.zeros(words.shape, bool)

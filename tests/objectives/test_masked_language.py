@@ -1,7 +1,6 @@
 """Masked-language modelling: sums that add up, packed texts, what the head sees, what it costs."""
 
 import dataclasses
-import functools
 
 import chex
 import jax
@@ -36,25 +35,14 @@ OBJECTIVES = {
 }
 
 
-@functools.cache
-def alone(name):
-    return train(OBJECTIVES[name], make_mesh(devices=jax.devices()[:1]))
-
-
-@pytest.mark.parametrize(
-    "name, sizes, micro_batches",
-    [
-        ("words", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
-        ("pairs", {"data": 4, "fsdp": 1, "sequence": 2}, 2),
-    ],
-)
-def test_a_batch_is_the_sum_of_its_parts(name, sizes, micro_batches):
+def test_a_batch_is_the_sum_of_its_parts():
     """Tokens hidden, losses and gradients, on many devices and in micro-batches."""
-    expected, gradients = alone(name)
-    metrics, grads = train(OBJECTIVES[name], make_mesh(**sizes), micro_batches)
+    module = OBJECTIVES["pairs"]
+    expected, gradients = train(module, make_mesh(devices=jax.devices()[:1]))
+    metrics, grads = train(module, make_mesh(data=2, fsdp=2, sequence=2), micro_batches=2)
     chex.assert_trees_all_close(metrics, expected, rtol=1e-5)
     chex.assert_trees_all_close(grads, gradients, atol=2e-6)
-    assert expected["loss"][1] > 5
+    assert expected["token_loss"][1] > 20
 
 
 def test_a_resumed_run_hides_the_same_tokens():

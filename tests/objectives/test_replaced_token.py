@@ -4,7 +4,6 @@ import functools
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -77,15 +76,6 @@ def test_a_certain_generator_replaces_nothing():
     ids, labels = fill(batch(), corrupted, sure)
     np.testing.assert_array_equal(ids, batch()["ids"])
     assert not labels.any()
-
-
-def test_draws_follow_the_guesses():
-    """The shares of 10^5 draws from one distribution."""
-    shares = np.array([0.5, 0.3, 0.15, 0.05])
-    scores = jnp.log(shares)
-    keys = jax.random.split(jax.random.key(0), 100_000)
-    drawn = jit(jax.vmap(lambda key: jax.random.categorical(key, scores)))(keys)
-    np.testing.assert_allclose(np.bincount(drawn) / 100_000, shares, atol=0.006)
 
 
 @pytest.mark.parametrize("sharing", ["embeddings", "none"])
