@@ -174,7 +174,8 @@ class Experiment:
 
     @property
     def _teacher_path(self) -> str | None:
-        return self.config["objective"].get("teacher")
+        teacher = self.config["objective"].get("teacher")
+        return teacher["path"] if isinstance(teacher, Mapping) else teacher
 
     def example_batch(self, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types that training will see."""
@@ -288,6 +289,9 @@ class Experiment:
 def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:
     """The objective of a config with its encoder, and with its teacher if it names one.
 
+    A teacher is the path of its weights, or a section of that `path` and of what it is: its `model`
+    and its `objective`.
+
     Raises:
       ConfigError: a field is unknown, missing or mistyped; the vocabulary has more ids than the
         model.
@@ -303,7 +307,11 @@ def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:
     section = dict(config["objective"])
     teacher = section.pop("teacher", None)
     if teacher is not None:
-        other = loading.run_config(teacher)
+        # A teacher whose sections stand in the config can be counted before its weights are there.
+        other = {"preprocessing": None, **teacher} if isinstance(teacher, Mapping) else None
+        other = loading.run_config(teacher) if other is None else other
+        if other["objective"] is None:
+            raise ConfigError(f"objective.teacher: {teacher} holds an encoder alone, no heads.")
         # Weights that say nothing of their input expect the student's.
         expects = preprocessing
         if other["preprocessing"] is not None:

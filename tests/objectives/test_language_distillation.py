@@ -1,6 +1,7 @@
 """DistilBERT's three losses by their formulas, and a student that starts from its teacher."""
 
 import functools
+import pathlib
 
 import chex
 import jax
@@ -8,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders import config
 from encoders.checkpoints.partial import load_partially
+from encoders.data import PREPROCESSING
 from encoders.errors import ConfigError
 from encoders.objectives.distillation import DistilledLanguage
 from encoders.objectives.masked_language import MaskedLanguage
+from encoders.training.experiment import build_objective
 from tests.objectives.pretraining import ENCODER, LENGTH, VOCABULARY, batch, jit, parameters
 
 TEACHER = MaskedLanguage(ENCODER.clone(depth=2), vocabulary=VOCABULARY)
@@ -127,3 +131,32 @@ def test_what_does_not_fit_is_refused(fields, message):
     module = STUDENT.clone(**fields)
     with pytest.raises(ConfigError, match=message):
         jax.eval_shape(module.init, jax.random.key(0), batch())
+
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "text"
+TINY = dict(width=12, depth=1, num_heads=3, mlp_dim=20, vocab_size=29, max_length=LENGTH)
+CONFIG = {
+    "model": {"name": "distilbert", **TINY},
+    "preprocessing": {
+        "name": "text",
+        "tokenizer": "nowhere.json",
+        "max_length": LENGTH,
+        "vocabulary": VOCABULARY,
+    },
+}
+
+
+def test_a_teacher_can_be_said_before_its_weights_are_there():
+    teacher = {
+        "path": "nowhere",
+        "model": {"name": "bert", **TINY, "depth": 4},
+        "objective": {"name": "masked_language", "pair": "nsp"},
+    }
+    preprocessing = config.build(PREPROCESSING, CONFIG["preprocessing"], "preprocessing")
+    section = {"name": "distilled_language", "teacher": teacher}
+    objective = build_objective({**CONFIG, "objective": section}, preprocessing)
+    assert objective.teacher.encoder.size.depth == 4
+    assert objective.teacher.vocabulary == VOCABULARY
+    section["teacher"] = str(GOLDEN / "bert")
+    with pytest.raises(ConfigError, match="bert holds an encoder alone, no heads"):
+        build_objective({**CONFIG, "objective": section}, preprocessing)
