@@ -28,10 +28,10 @@ from encoders import rules
 from encoders.parallel.mesh import BATCH_AXES
 
 # Megatron's split (arXiv 1909.08053, section 3): the first product of a pair by columns, the second
-# by rows. A spec is aligned to the right, so that a scanned layer's stacked axis stays whole.
+# by rows. A spec is aligned to the right, so that a scanned layer's stacked axis stays whole, and
+# that one rule is for kernels and for the biases that a network may be without.
 TENSOR_RULES: rules.Rules = (
-    (r".*(attention/(query|key|value)|mlp/(fc1|gate))/kernel", (None, "tensor")),
-    (r".*(attention/(query|key|value)|mlp/(fc1|gate))/bias", ("tensor",)),
+    (r".*(attention/(query|key|value)|mlp/(fc1|gate))/(kernel|bias)", ("tensor",)),
     (r".*(attention/out|mlp/fc2)/kernel", ("tensor", None)),
 )
 
