@@ -5,11 +5,15 @@ RUN := $(VENV)/bin/python
 # The tested sets: Python 3.11 with the oldest supported jax, and the newest of everything.
 CONSTRAINTS := $(shell $(PYTHON) -c "import sys; print('constraints/py311.txt' if sys.version_info < (3, 12) else 'constraints/newest.txt')")
 
-.PHONY: demo test lint format golden parity clean
+.PHONY: demo demo-text test lint format golden parity clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m launch.local --config configs/demo.py --workdir runs/demo
 	$(RUN) -m tools.report --workdir runs/demo
+
+demo-text: $(VENV)/.installed
+	$(RUN) -m launch.local --config configs/demo_text.py --workdir runs/demo_text
+	$(RUN) -m tools.report --workdir runs/demo_text
 
 test: $(VENV)/.tested lint
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

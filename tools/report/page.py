@@ -14,7 +14,13 @@ from tools.report.charts import Bar, Line, bar_chart, count, line_chart, percent
 from tools.report.markup import grid, safe, section, share, table, words
 from tools.report.runs import BASELINES, KINDS, Probe, Run, source_in_words
 
-BASELINE_COLORS = {"pixels": "#8b98a9", "random": "#c3ccd6", "chance": "#9aa5b1"}
+BASELINE_COLORS = {
+    "pixels": "#8b98a9",
+    "bag_of_words": "#8b98a9",
+    "random": "#c3ccd6",
+    "chance": "#9aa5b1",
+    "unigram": "#8b98a9",
+}
 # metric -> (title, how values are shown, whether the axis begins at 0)
 CURVES: dict[str, tuple[str, Callable[[float], str] | None, bool]] = {
     "train/loss": ("Loss", None, False),
@@ -126,11 +132,12 @@ def _evaluation(runs: Sequence[Run]) -> str:
     keys = list(dict.fromkeys(key for _, key in found))
     if not keys and not run.evaluators():
         return ""
-    parts = [f"<p>{_sentence(run)}</p>"] if _sentence(run) else []
+    parts = [f"<p>{text}</p>" for text in (_sentence(run), _language(run)) if text]
     rows = {key: [(r, found[r.name, key]) for r in runs if (r.name, key) in found] for key in keys}
     several = len(runs) > 1
     bars = [_bars(pairs, named=several) for pairs in rows.values()]
     charts = [_accuracy_over_steps(pairs, named=several) for pairs in rows.values()]
+    charts += [_loss_over_steps(runs, key) for key in run.evaluators()]
     for key in run.evaluators():
         if key not in keys:
             for metric in run.values(key):
@@ -161,6 +168,37 @@ def _sentence(run: Run) -> str:
                 + (f"; chance is {percent(chance)}." if chance is not None else ".")
             )
     return ""
+
+
+def _language(run: Run) -> str:
+    """What a model of words makes of held-out text, against counting them."""
+    for key in run.evaluators():
+        found = run.values(key)
+        if {"loss", "unigram"} <= set(found):
+            return (
+                f"Hidden tokens of held-out text cost <b>{found['loss']:.2f} nats</b> each; "
+                f"their frequencies alone cannot do better than {found['unigram']:.2f}, the "
+                "unigram entropy."
+            )
+    return ""
+
+
+def _loss_over_steps(runs: Sequence[Run], key: str) -> str:
+    """Loss on held-out text, and the unigram entropy that it has to beat."""
+    unigram = runs[0].values(key).get("unigram")
+    if unigram is None:
+        return ""
+    lines, end = [], 1
+    for run in runs:
+        steps, values = run.curve(f"eval/{key}/loss")
+        if steps:
+            end = max(end, *steps)
+            lines.append(Line(run.name, steps, values, run.color))
+    if all(len(line.x) < 2 for line in lines):
+        return ""
+    level = [unigram, unigram]
+    lines.append(Line("unigram entropy", [0, end], level, BASELINE_COLORS["unigram"], dashed=True))
+    return line_chart(f"{_kind(runs[0], key)}: loss in nats", lines)
 
 
 def _bars(rows: Sequence[tuple[Run, Probe]], *, named: bool) -> str:

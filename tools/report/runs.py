@@ -21,9 +21,17 @@ KINDS = {
     "classification": "Classification",
     "knn": "k nearest neighbours",
     "few_shot": "Few-shot ridge",
+    "fine_tuning": "Fine-tuning",
+    "masked_accuracy": "Hidden tokens",
+    "sts": "Sentence similarity",
+    "retrieval": "Retrieval",
     "reconstruction": "Reconstruction",
 }
-BASELINES = {"pixels": "Raw pixels", "random": "Random weights"}
+BASELINES = {
+    "pixels": "Raw pixels",
+    "bag_of_words": "Bag of words",
+    "random": "Random weights",
+}
 
 
 @dataclasses.dataclass(frozen=True)
