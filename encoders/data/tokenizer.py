@@ -71,11 +71,12 @@ class Tokenizer:
 
         Raises:
           DataError: there is no such file, or it is no tokenizer.
-          ConfigError: it has other special ids than expected.
+          ConfigError: it has other special ids than expected, or another size.
         """
         tokenizer = cls.wrap(read_tokenizer(source))
         found = tokenizer.vocabulary
-        if expected is not None and expected != found:
+        # A config need not list the special ids that have no name.
+        if expected not in (None, found, dataclasses.replace(found, others=())):
             raise ConfigError(
                 f"preprocessing.vocabulary: the config says {expected}, the tokenizer has {found}."
             )
