@@ -8,10 +8,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from encoders import rules
 from encoders.errors import ConfigError
 from encoders.models.vit import ViT
 from encoders.parallel.mesh import batch_sharding, make_mesh
 from encoders.parallel.sharding import (
+    TENSOR_RULES,
     batch_major_activations,
     like_parameters,
     named,
@@ -131,3 +133,10 @@ def test_between_parts_of_dcn_goes_only_the_shard_of_a_gradient():
     text = step.lower(shapes, x).compile().as_text()
     assert re.search(r"f32\[(64,16|16,64)\]\S* all-reduce\(", text)
     assert re.search(r"f32\[64,64\]\S* all-gather\(", text)
+
+
+def test_networks_without_biases_can_be_split_by_tensors():
+    """A rule that matches nothing is an error, so none may be for biases alone."""
+    paths = ["blocks/attention/query/kernel", "blocks/mlp/fc2/kernel"]
+    found = rules.match(TENSOR_RULES, paths, where="hardware.tensor_rules", default=())
+    assert found == [("tensor",), ("tensor", None)]
