@@ -56,7 +56,7 @@ class TextEmbeddings(nn.Module):
           token_types: [B, T] int32; None means 0.
           positions: [B, T] int32 rows of the position table; None counts them as `pad_id` says.
           average: [B, N, T] bool, of the last N tokens: in place of its own word's vector, each has
-            the mean of the words' vectors of the tokens where it is True, or zeros if it nowhere is.
+            the mean of the words' vectors of the tokens where it is True, zeros if it nowhere is.
           train: whether dropout is on.
 
         Returns:

@@ -116,7 +116,7 @@ def test_a_window_is_what_a_token_sees():
     np.testing.assert_array_equal(seen(x) | np.eye(9, dtype=bool), expected | np.eye(9, dtype=bool))
 
 
-@pytest.mark.parametrize("length, reach", [(40, 3), (41, 4), (17, 1)])
+@pytest.mark.parametrize("length, reach", [(41, 4), (17, 1)])
 def test_blocks_compute_what_a_mask_does(length, reach):
     """Outputs and gradients, in packed and padded rows that end within a block."""
     rng = np.random.default_rng(length)
