@@ -112,8 +112,9 @@ def test_only_distances_matter(case):
     assert np.abs(first - apply(ids, 2 * counted)).max() > 1e-3
 
 
-def test_scan_computes_the_same(case="relative_bias"):
+def test_scan_computes_the_same():
     """ModernBERT's layers, of two kinds, are scanned in the test of its golden values."""
+    case = "relative_bias"
     model, variables = tiny(case)
     params = stack_layers(variables["params"])
     shapes = jax.eval_shape(model.clone(scan=True).init, jax.random.key(0), IDS)["params"]
