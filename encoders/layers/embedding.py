@@ -11,6 +11,24 @@ from encoders.layers.norm import LayerNorm
 from encoders.layers.position import sincos1d
 
 
+class WordTable(nn.Module):
+    """words[ids] and nothing else; an id beyond the table gives NaN.
+
+    Attributes:
+      vocab_size: rows of the table.
+      embedding_dim: E.
+    """
+
+    vocab_size: int
+    embedding_dim: int
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """[B, T] int32 -> [B, T, E]."""
+        shape = (self.vocab_size, self.embedding_dim)
+        return jnp.take(self.param("words", trunc_normal(0.02), shape), ids, axis=0)
+
+
 class TextEmbeddings(nn.Module):
     """dropout(norm(words[ids] + positions[position] + token_types[type])).
 

@@ -123,13 +123,7 @@ class BERT(nn.Module):
         Raises:
           ConfigError: the variant is unknown.
         """
-        if self.variant not in self.SIZES:
-            hint = nearest(self.variant, self.SIZES)
-            raise ConfigError(f"model.variant: unknown size '{self.variant}'.{hint}")
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(TextSize)}
-        given = {field: value for field, value in given.items() if value is not None}
-        size = dataclasses.replace(self.SIZES[self.variant], **given)
-        return dataclasses.replace(size, embedding_dim=size.embedding_dim or size.width)
+        return size_of(self)
 
     @property
     def num_positions(self) -> int:
@@ -214,17 +208,11 @@ class BERT(nn.Module):
         Raises:
           ConfigError: `ids` are no batch of ids or too long, or fields contradict each other.
         """
-        if segments is not None and mask is not None:
-            raise ConfigError("model: takes a mask or segments, not both.")
+        real = real_tokens(ids, mask, segments)
         size, length = self.size, ids.shape[1]
         if embedded is None:
             extra = {"segments": segments, "token_types": token_types, "positions": positions}
             embedded = self.embed(ids, **extra, train=train)
-        real = jnp.ones(ids.shape, bool) if mask is None else mask
-        if segments is not None:
-            real = segments > 0
-        elif real.ndim == 3:
-            real = jnp.diagonal(real, axis1=1, axis2=2)
         x = embedded
         if size.embedding_dim != size.width:
             kernel = weight_init("trunc_normal").kernel
@@ -238,11 +226,7 @@ class BERT(nn.Module):
         return Encoded(x, real, self._pool(x, real), hidden)
 
     def _check(self, ids: jax.Array, token_types: jax.Array | None) -> None:
-        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise ConfigError(
-                f"model: {type(self).__name__} encodes integer ids [B, T], not "
-                f"{ids.dtype} {list(ids.shape)}."
-            )
+        check_ids(self, ids)
         if ids.shape[1] > self.max_length:
             raise ConfigError(
                 f"model.max_length: {ids.shape[1]} tokens are more than the {self.max_length} "
@@ -313,3 +297,45 @@ class BERT(nn.Module):
         if self.pool == "cls":
             return x[:, 0]
         return masked_mean(x, mask) if self.pool == "mean" else None
+
+
+# --- for text encoders of any family --------------------------------------------------------------
+
+
+def size_of(module: nn.Module) -> TextSize:
+    """The size of a module's variant with the module's overrides, and embedding_dim a number.
+
+    Raises:
+      ConfigError: the variant is unknown.
+    """
+    if module.variant not in module.SIZES:
+        hint = nearest(module.variant, module.SIZES)
+        raise ConfigError(f"model.variant: unknown size '{module.variant}'.{hint}")
+    given = {f.name: getattr(module, f.name, None) for f in dataclasses.fields(TextSize)}
+    given = {field: value for field, value in given.items() if value is not None}
+    size = dataclasses.replace(module.SIZES[module.variant], **given)
+    return dataclasses.replace(size, embedding_dim=size.embedding_dim or size.width)
+
+
+def check_ids(module: nn.Module, ids: jax.Array) -> None:
+    """Raises a ConfigError where `ids` are no integers [B, T]."""
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ConfigError(
+            f"model: {type(module).__name__} encodes integer ids [B, T], not "
+            f"{ids.dtype} {list(ids.shape)}."
+        )
+
+
+def real_tokens(ids: jax.Array, mask: jax.Array | None, segments: jax.Array | None) -> jax.Array:
+    """[B, T] bool, which tokens are real; arguments as of `BERT`.
+
+    Raises:
+      ConfigError: there are both a mask and segments.
+    """
+    if segments is not None and mask is not None:
+        raise ConfigError("model: takes a mask or segments, not both.")
+    if segments is not None:
+        return segments > 0
+    if mask is None:
+        return jnp.ones(ids.shape, bool)
+    return mask if mask.ndim == 2 else jnp.diagonal(mask, axis1=1, axis2=2)

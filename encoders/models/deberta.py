@@ -26,30 +26,13 @@ from encoders.layers.disentangled import (
     disentangled_flops,
     relative_rows,
 )
-from encoders.layers.embedding import restarted_positions
+from encoders.layers.embedding import WordTable, restarted_positions
 from encoders.layers.initializers import trunc_normal, weight_init
 from encoders.layers.linear import Linear
 from encoders.layers.norm import LayerNorm
 from encoders.layers.stack import REMAT, resolve_layers
-from encoders.models.bert import BERT, Pool, TextSize
+from encoders.models.bert import BERT, Pool, TextSize, real_tokens
 from encoders.types import Encoded
-
-
-class WordTable(nn.Module):
-    """words[ids], [B, T] int32 -> [B, T, E]; an id beyond the table gives NaN.
-
-    Attributes:
-      vocab_size: rows of the table.
-      embedding_dim: E.
-    """
-
-    vocab_size: int
-    embedding_dim: int
-
-    @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        shape = (self.vocab_size, self.embedding_dim)
-        return jnp.take(self.param("words", trunc_normal(0.02), shape), ids, axis=0)
 
 
 class DeBERTa(BERT):
@@ -90,13 +73,10 @@ class DeBERTa(BERT):
         """Forward FLOPs for `length` tokens; a multiply-add counts as two, look-ups as nothing."""
         size = self.size
         rows, _ = relative_rows(length, self.position_buckets, self.max_distance)
-        block = block_flops(length, size.width, size.mlp_dim, self.mlp)
-        block += disentangled_flops(length, rows.stop - rows.start, size.width)
-        total = (size.depth + self.mask_decoder) * block
-        if size.embedding_dim != size.width:
-            total += 2.0 * length * size.embedding_dim * size.width
-        if self.pool == "pooler":
-            total += 2.0 * size.width * size.width
+        positions = disentangled_flops(length, rows.stop - rows.start, size.width)
+        total = super().flops(length) + size.depth * positions
+        if self.mask_decoder:
+            total += block_flops(length, size.width, size.mlp_dim, self.mlp) + positions
         return total
 
     def setup(self) -> None:
@@ -129,18 +109,12 @@ class DeBERTa(BERT):
         layers: Sequence[int] | Literal["all"] = (),
     ) -> Encoded:
         """Encodes ids; arguments and errors as of `BERT`, `positions` those of `mask_decoder`."""
-        if segments is not None and mask is not None:
-            raise ConfigError("model: takes a mask or segments, not both.")
+        real = real_tokens(ids, mask, segments)
         size, packed = self.size, segments
         x = self.embed(ids, token_types=token_types) if embedded is None else embedded
         if mask is not None and mask.ndim == 2:
             # Not only keys but queries too are masked here: padding sees everything, alike.
             mask, segments = None, mask.astype(jnp.int32)
-        real = jnp.ones(ids.shape, bool)
-        if segments is not None:
-            real = segments > 0
-        elif mask is not None:
-            real = jnp.diagonal(mask, axis1=1, axis2=2)
         x = self._start(x, real, train)
         context = {
             "mask": mask,

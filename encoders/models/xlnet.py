@@ -13,7 +13,6 @@ last token (`pool='last'`); with a tokenizer that puts it first, as BERT's, it i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,9 +21,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from encoders.errors import ConfigError, nearest
+from encoders.errors import ConfigError
 from encoders.layers.attention import same_segment
 from encoders.layers.block import Block
+from encoders.layers.embedding import WordTable
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.mlp import mlp_flops
 from encoders.layers.pooling import pool
@@ -36,23 +36,10 @@ from encoders.layers.two_stream import (
     mirror,
     two_stream_flops,
 )
-from encoders.models.bert import Activation, TextSize
+from encoders.models.bert import Activation, TextSize, check_ids, real_tokens, size_of
 from encoders.types import Encoded
 
 Layers = Sequence[int] | Literal["all"]
-
-
-class Words(nn.Module):
-    """The table of words, rows of size `width`; an id beyond it gives NaN."""
-
-    vocab_size: int
-    width: int
-
-    @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        """[B, T] int32 -> [B, T, width]."""
-        table = self.param("words", trunc_normal(0.02), (self.vocab_size, self.width))
-        return jnp.take(table, ids, axis=0)
 
 
 class XLNet(nn.Module):
@@ -107,14 +94,7 @@ class XLNet(nn.Module):
         Raises:
           ConfigError: the variant is unknown.
         """
-        if self.variant not in self.SIZES:
-            hint = nearest(self.variant, self.SIZES)
-            raise ConfigError(f"model.variant: unknown size '{self.variant}'.{hint}")
-        names = ("width", "depth", "mlp_dim", "num_heads")
-        given = {name: getattr(self, name) for name in names}
-        given = {name: value for name, value in given.items() if value is not None}
-        size = dataclasses.replace(self.SIZES[self.variant], **given)
-        return dataclasses.replace(size, embedding_dim=size.width)
+        return size_of(self)
 
     def flops(self, length: int, targets: int = 0) -> float:
         """Forward FLOPs for `length` tokens and `targets` queries; a multiply-add counts as two."""
@@ -125,7 +105,7 @@ class XLNet(nn.Module):
         )
 
     def setup(self) -> None:
-        self.embeddings = Words(self.vocab_size, self.size.width)
+        self.embeddings = WordTable(self.vocab_size, self.size.width)
 
     def __call__(
         self,
@@ -248,7 +228,9 @@ class XLNet(nn.Module):
         train: bool,
         layers: Layers,
     ) -> list[Encoded]:
-        _check(ids, mask, segments, memory)
+        check_ids(self, ids)
+        if segments is not None and memory is not None:
+            raise ConfigError("model: rows that several texts were packed into have no memory.")
         size, (rows, length) = self.size, ids.shape
         remembered = 0 if memory is None else memory.shape[2]
         real, sees = _who_sees_whom(ids, visible, mask, segments)
@@ -303,22 +285,6 @@ class XLNet(nn.Module):
         )
 
 
-def _check(
-    ids: jax.Array,
-    mask: jax.Array | None,
-    segments: jax.Array | None,
-    memory: jax.Array | None,
-) -> None:
-    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ConfigError(
-            f"model: XLNet encodes integer ids [B, T], not {ids.dtype} {list(ids.shape)}."
-        )
-    if segments is not None and mask is not None:
-        raise ConfigError("model: takes a mask or segments, not both.")
-    if segments is not None and memory is not None:
-        raise ConfigError("model: rows that several texts were packed into have no memory.")
-
-
 def _who_sees_whom(
     ids: jax.Array,
     visible: jax.Array | None,
@@ -326,14 +292,11 @@ def _who_sees_whom(
     segments: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Which tokens [B, T] are real, and who [B, T, T] may see whom; None for everyone."""
-    real = jnp.ones(ids.shape, bool)
-    sees = None
+    real, sees = real_tokens(ids, mask, segments), mask
     if segments is not None:
-        real, sees = segments > 0, same_segment(segments)
-    elif mask is not None and mask.ndim == 3:
-        real, sees = jnp.diagonal(mask, axis1=1, axis2=2), mask
-    elif mask is not None:
-        real, sees = mask, jnp.broadcast_to(mask[:, None], (*ids.shape, ids.shape[1]))
+        sees = same_segment(segments)
+    elif mask is not None and mask.ndim == 2:
+        sees = jnp.broadcast_to(mask[:, None], (*ids.shape, ids.shape[1]))
     if visible is not None:
         sees = visible if sees is None else sees & visible
     return real, sees
