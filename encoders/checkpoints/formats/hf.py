@@ -30,6 +30,7 @@ from encoders.checkpoints.formats.hf_rules import (
     ACTIVATIONS,
     ACTIVATIONS_OUT,
     FAMILIES,
+    activation,
     canonical,
     decoder_positions,
     decoder_rules,
@@ -148,12 +149,6 @@ def _model_section(
         raise CheckpointError(
             f"{where}: head_dim {config['head_dim']} x {heads} heads is not hidden_size {width}."
         )
-    activation = config["hidden_act"]
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{where}: hidden_act '{activation}' is not supported."
-            f"{nearest(activation, ACTIVATIONS)}"
-        )
     patch, image = pair(config["patch_size"]), pair(config["image_size"])
     section = {
         "name": "vit",
@@ -164,7 +159,7 @@ def _model_section(
         "position_resize": FAMILIES[model_type].position_resize,
         "qkv_bias": config["qkv_bias"],
         "norm_eps": float(config["layer_norm_eps"]),
-        "mlp": ACTIVATIONS[activation],
+        "mlp": activation(config, "hidden_act", where, ACTIVATIONS),
         **config.get("encoders", {}),  # what transformers has no word for; see `write`
     }
     if model_type.startswith("dinov2"):

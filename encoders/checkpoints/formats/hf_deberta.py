@@ -16,22 +16,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
-from encoders.checkpoints.formats.hf_rules import ACTIVATIONS, ACTIVATIONS_OUT
+from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, Defaults, activation
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
     Rule,
     dump_tensors,
     linear,
-    load_tensors,
     norm,
     rename,
     vector,
 )
-from encoders.errors import CheckpointError, nearest
-
-_ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "silu": "silu", "swish": "silu"}
-_ACTIVATIONS_OUT = {**ACTIVATIONS_OUT, "relu": "relu", "silu": "silu"}
+from encoders.errors import CheckpointError
 
 # Our field -> theirs.
 _FIELDS = {
@@ -82,14 +78,7 @@ _BLOCK = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What the dispatch of formats asks for: values of config fields that a file may leave out."""
-
-    defaults: Mapping[str, Any]
-
-
-FAMILIES = {"deberta-v2": Family(_DEFAULTS)}
+FAMILIES = {"deberta-v2": Defaults(_DEFAULTS)}
 MODELS = ("deberta",)
 
 # The encoder's prefix, and how the authors' code spells a part of the discriminator's head.
@@ -158,20 +147,16 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     """
     model = _model_section(config, where)
     tensors = rename(files.read_tensors(path), _RENAMES, where)
-    row, objective, head_rules, droppable = hf_heads.find(_HEADS, tensors), None, [], {}
-    if row is not None:
-        objective = {"name": row.objective, **row.section(tensors, config)}
-        head_rules, droppable = row.rules(model, objective), row.droppable(objective)
-    rules, droppable = [*_rules(model), *head_rules], {**droppable, **_DROPPABLE}
-    tree, dropped = load_tensors(tensors, rules, droppable, where)
-    params, heads = hf_heads.split(tree, head_rules)
-    metadata = {
-        "format": "hf",
-        "architecture": (config.get("architectures") or ["DebertaV2Model"])[0],
-        "dropped": dropped,
-        "no_preprocessing": "it encodes token ids",
-    }
-    return Imported(model, params, None, objective, heads, metadata)
+    return hf_heads.imported(
+        tensors,
+        _rules(model),
+        hf_heads.find(_HEADS, tensors),
+        model=model,
+        config=config,
+        trunk="DebertaV2Model",
+        droppable=_DROPPABLE,
+        where=where,
+    )
 
 
 def _model_section(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -192,13 +177,8 @@ def _model_section(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{where}: position_buckets={buckets!r} is not supported, only even numbers from 2 on."
         )
-    if config["hidden_act"] not in _ACTIVATIONS:
-        name = config["hidden_act"]
-        raise CheckpointError(
-            f"{where}: hidden_act '{name}' is not supported.{nearest(name, _ACTIVATIONS)}"
-        )
     section = {ours: config[theirs] for ours, theirs in _FIELDS.items()}
-    section |= {"name": "deberta", "mlp": _ACTIVATIONS[config["hidden_act"]]}
+    section |= {"name": "deberta", "mlp": activation(config, "hidden_act", where)}
     distance = config.get("max_relative_positions", -1)
     section["max_distance"] = distance if distance > 0 else section["max_length"]
     if config.get("embedding_size", section["width"]) != section["width"]:
@@ -231,7 +211,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
             )
     distance, length = fields["max_distance"], fields["max_length"]
     settings = {theirs: fields[ours] for ours, theirs in _FIELDS.items()}
-    settings["hidden_act"] = _ACTIVATIONS_OUT[fields["mlp"]]
+    settings["hidden_act"] = TEXT_ACTIVATIONS_OUT[fields["mlp"]]
     if fields["embedding_dim"] != fields["width"]:
         settings["embedding_size"] = fields["embedding_dim"]
     config = {
@@ -245,13 +225,9 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "encoders": {field: fields[field] for field in ("pool", "mask_decoder")},
     }
     tensors = dump_tensors(exported.params, _rules(fields), "Hugging Face deberta-v2")
-    if exported.objective is not None:
-        row = hf_heads.choose(_HEADS, exported.objective, "deberta")
-        rules = row.rules(fields, exported.objective)
-        tensors = {f"deberta.{key}": value for key, value in tensors.items()}
-        params = hf_heads.without_generator(exported.objective_params)
-        tensors |= dump_tensors(params, rules, f"Hugging Face {row.architecture}")
-        config |= {"architectures": [row.architecture], **row.settings(exported.objective)}
+    tensors, config = hf_heads.with_heads(
+        tensors, config, exported, _HEADS, family="deberta", prefix="deberta"
+    )
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
 

@@ -2,11 +2,10 @@
 
 A class of transformers with heads is one row (`Heads`): how its file is told from others, which
 objective it is here, and rules for its tensors. A family's module has a tuple of rows, those with
-more heads first, and calls `find` when it reads and `choose` when it writes. `masked_language`,
-`replaced_token` and `ranking` make rows from the names that a family has; another objective makes
-its own. Names
-of tensors are those in the file: a class with heads has them beside the encoder's, which stand
-under a prefix of the family.
+more heads first, and calls `find` and `imported` when it reads, `with_heads` when it writes.
+`masked_language`, `replaced_token` and `ranking` make rows from the names that a family has;
+another objective makes its own. Names of tensors are those in the file: a class with heads has them
+beside the encoder's, which stand under a prefix of the family.
 
 Tying. A tied file may hold a copy of the word table as the decoder's weight, and its bias under two
 names: it is one vector, added once. An untied file of transformers 5 holds two biases, of which
@@ -20,7 +19,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from encoders.checkpoints.formats.mapping import Rule, Tensors, linear, norm, vector
+from encoders.checkpoints.formats.mapping import (
+    Exported,
+    Imported,
+    Rule,
+    Tensors,
+    dump_tensors,
+    linear,
+    load_tensors,
+    norm,
+    vector,
+)
 from encoders.errors import CheckpointError
 
 Fields = Mapping[str, Any]
@@ -84,16 +93,87 @@ def choose(rows: Sequence[Heads], section: Fields, where: str) -> Heads:
     )
 
 
-def split(tree: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cuts a tree that was loaded into the encoder's parameters and those of heads' `rules`."""
-    heads = {path.split("/")[0] for rule in rules for path in rule.ours}
-    encoder = {name: value for name, value in tree.items() if name not in heads}
-    return encoder, {name: value for name, value in tree.items() if name in heads}
+def imported(
+    tensors: Tensors,
+    rules: Sequence[Rule],
+    row: Heads | None,
+    *,
+    model: dict[str, Any],
+    config: Fields,
+    trunk: str,
+    droppable: Fields,
+    where: str,
+) -> Imported:
+    """An encoder, and the heads that its file holds beside it.
+
+    Args:
+      tensors: of the file, the encoder's without their prefix.
+      rules: of the encoder.
+      row: of the heads; None where there are none to read.
+      model: config section of the encoder.
+      config: config.json.
+      trunk: class of the encoder alone.
+      droppable: regex -> reason, for tensors that are left out.
+      where: names the file in errors.
+
+    Raises:
+      CheckpointError: tensors are missing, unknown or of another shape.
+    """
+    objective, of_heads = None, []
+    if row is not None:
+        objective = {"name": row.objective, **row.section(tensors, config)}
+        of_heads = row.rules(model, objective)
+        droppable = {**row.droppable(objective), **droppable}
+    tree, dropped = load_tensors(tensors, [*rules, *of_heads], droppable, where)
+    names = {path.split("/")[0] for rule in of_heads for path in rule.ours}
+    metadata = {
+        "format": "hf",
+        "architecture": (config.get("architectures") or [trunk])[0],
+        "dropped": dropped,
+        "no_preprocessing": "it encodes token ids",
+    }
+    return Imported(
+        model,
+        {name: value for name, value in tree.items() if name not in names},
+        None,
+        objective,
+        {name: value for name, value in tree.items() if name in names},
+        metadata,
+    )
 
 
-def without_generator(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Heads' parameters but for a discriminator's generator, which would be a model of its own."""
-    return {name: value for name, value in params.items() if name != "generator"}
+def with_heads(
+    tensors: dict[str, Any],
+    config: dict[str, Any],
+    exported: Exported,
+    rows: Sequence[Heads],
+    *,
+    family: str,
+    prefix: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and config of an encoder with those of its heads, or as they are without any.
+
+    A discriminator's generator is left out: it would be a model of its own.
+
+    Args:
+      tensors, config: of the encoder alone.
+      exported: what is written.
+      rows: of the family.
+      family: its name, for errors.
+      prefix: what the encoder's tensors are under in models with heads.
+
+    Raises:
+      CheckpointError: the family has no such heads.
+    """
+    section = exported.objective
+    if section is None:
+        return tensors, config
+    row = choose(rows, section, family)
+    rules = row.rules(exported.fields, section)
+    params = {k: value for k, value in exported.objective_params.items() if k != "generator"}
+    found = {f"{prefix}.{name}": value for name, value in tensors.items()}
+    found |= dump_tensors(params, rules, f"Hugging Face {row.architecture}")
+    return found, {**config, "architectures": [row.architecture], **row.settings(section)}
 
 
 # --- vocabulary heads -----------------------------------------------------------------------------
@@ -107,8 +187,8 @@ class VocabularyNames:
       dense, norm: the transform; None where the family has none.
       decoder: the scores' matrix and its bias.
       bias: another name of that bias, or None.
-      fixed: fields of `HeadOptions` that are the same for all models of the family, as in `HEAD` of
-        our class.
+      fixed: fields of `VocabularyHead` that are the same for all models of the family, as in `HEAD`
+        of our class.
     """
 
     decoder: str

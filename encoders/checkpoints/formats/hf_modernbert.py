@@ -8,12 +8,12 @@ metadata: heads other than that of masked tokens.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
+from encoders.checkpoints.formats.hf_rules import Defaults, activation
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -21,12 +21,11 @@ from encoders.checkpoints.formats.mapping import (
     dump_tensors,
     fused_linear,
     linear,
-    load_tensors,
     norm,
     rename,
     vector,
 )
-from encoders.errors import CheckpointError, nearest
+from encoders.errors import CheckpointError
 
 # Our field -> theirs.
 _FIELDS = {
@@ -50,19 +49,8 @@ _PAD = 50283
 _OTHER_DROPOUT = ("embedding_dropout", "mlp_dropout")
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One model_type.
-
-    Attributes:
-      defaults: values of config fields that a file may leave out: those of the config's class.
-    """
-
-    defaults: Mapping[str, Any]
-
-
 FAMILIES = {
-    "modernbert": Family(
+    "modernbert": Defaults(
         {
             "hidden_size": 768,
             "num_hidden_layers": 22,
@@ -105,25 +93,20 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     """
     model = _model_section(config, where)
     tensors = rename(files.read_tensors(path), ((r"^model\.", ""),), where)
-    rules, droppable, objective = _rules(model), dict(_DROPPABLE), None
     row = hf_heads.find(_HEADS, tensors)
     # The other classes have the transform of that head as well, before a classifier.
-    if row is not None and "decoder.bias" in tensors and _is_usual_head(config):
-        tensors = row.completed(tensors)
-        objective = {"name": row.objective, **row.section(tensors, config)}
-        head_rules = row.rules(model, objective)
-        droppable = row.droppable(objective)
-    else:
-        head_rules = []
-    tree, dropped = load_tensors(tensors, [*rules, *head_rules], droppable, where)
-    params, heads = hf_heads.split(tree, head_rules)
-    metadata = {
-        "format": "hf",
-        "architecture": (config.get("architectures") or ["ModernBertModel"])[0],
-        "dropped": dropped,
-        "no_preprocessing": "it encodes token ids",
-    }
-    return Imported(model, params, None, objective, heads, metadata)
+    if "decoder.bias" not in tensors or not _is_usual_head(config):
+        row = None
+    return hf_heads.imported(
+        tensors,
+        _rules(model),
+        row,
+        model=model,
+        config=config,
+        trunk="ModernBertModel",
+        droppable=_DROPPABLE if row is None else {},
+        where=where,
+    )
 
 
 def _is_usual_head(config: Mapping[str, Any]) -> bool:
@@ -133,18 +116,13 @@ def _is_usual_head(config: Mapping[str, Any]) -> bool:
 
 def _model_section(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     section = {ours: config[theirs] for ours, theirs in _FIELDS.items()}
-    activation = config["hidden_activation"]
-    if activation not in _GATES:
-        raise CheckpointError(
-            f"{where}: hidden_activation '{activation}' is not supported."
-            f"{nearest(activation, _GATES)}"
-        )
+    mlp = activation(config, "hidden_activation", where, _GATES)
     for field in _OTHER_DROPOUT:
         if config[field]:
             raise CheckpointError(f"{where}: {field}={config[field]!r} is not supported, only 0.")
     section |= {
         "name": "modernbert",
-        "mlp": _GATES[activation],
+        "mlp": mlp,
         "out_bias": config["attention_bias"],
         "global_every": _global_every(config, where),
         **_temperatures(config, where),
@@ -188,7 +166,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     Raises:
       CheckpointError: something that ModernBERT has not in transformers, named by its field.
     """
-    fields, objective = exported.fields, exported.objective
+    fields = exported.fields
     for field, wrong, why in (
         ("mlp", fields["mlp"] not in _GATES_OUT, "its MLPs are gated"),
         ("out_bias", fields["out_bias"] != fields["qkv_bias"], "there qkv_bias is the same"),
@@ -217,14 +195,9 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "encoders": {"pool": fields["pool"]},
     }
     tensors = dump_tensors(exported.params, _rules(fields), "Hugging Face modernbert")
-    if objective is not None:
-        row = hf_heads.choose(_HEADS, objective, "modernbert")
-        tensors = {f"model.{name}": value for name, value in tensors.items()}
-        rules = row.rules(fields, objective)
-        tensors |= dump_tensors(
-            exported.objective_params, rules, f"Hugging Face {row.architecture}"
-        )
-        config |= {"architectures": [row.architecture], **row.settings(objective)}
+    tensors, config = hf_heads.with_heads(
+        tensors, config, exported, _HEADS, family="modernbert", prefix="model"
+    )
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
 

@@ -26,6 +26,7 @@ from encoders.checkpoints.formats.mapping import (
     vector,
     zeros,
 )
+from encoders.errors import CheckpointError, nearest
 from encoders.layers.position import sincos2d
 
 
@@ -48,6 +49,17 @@ class Family:
     defaults: Mapping[str, Any]
     droppable: Mapping[str, str]
     position_resize: str = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """A model_type that a module of its own reads and writes.
+
+    Attributes:
+      defaults: values of config fields that a file may leave out: those of the config's class.
+    """
+
+    defaults: Mapping[str, Any]
 
 
 _COMMON = {
@@ -125,6 +137,27 @@ ACTIVATIONS_OUT = {
     "quick_gelu": "quick_gelu",
     "swiglu": "gelu",  # not read where use_swiglu_ffn is set
 }
+# Those of text models, which have no gated MLPs under these names.
+TEXT_ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "silu": "silu", "swish": "silu"}
+TEXT_ACTIVATIONS_OUT = {**ACTIVATIONS_OUT, "relu": "relu", "silu": "silu"}
+
+
+def activation(
+    config: Mapping[str, Any],
+    field: str,
+    where: str,
+    known: Mapping[str, str] = TEXT_ACTIVATIONS,
+) -> str:
+    """Our name of the activation in a field of a config.
+
+    Raises:
+      CheckpointError: it is none of those known.
+    """
+    name = config[field]
+    if name not in known:
+        raise CheckpointError(f"{where}: {field} '{name}' is not supported.{nearest(name, known)}")
+    return known[name]
+
 
 # transformers 5 renamed its modules, but saves under the old names; its encoder's rule also catches
 # MAE's decoder_layers (seen in 5.23), and its exporters may keep the new ones.

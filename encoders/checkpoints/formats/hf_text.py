@@ -15,23 +15,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
-from encoders.checkpoints.formats.hf_rules import ACTIVATIONS, ACTIVATIONS_OUT
+from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, activation
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
     Rule,
     dump_tensors,
     linear,
-    load_tensors,
     norm,
     rename,
     vector,
 )
-from encoders.errors import CheckpointError, nearest
+from encoders.errors import CheckpointError
 from encoders.layers.mlp import GATED
-
-_ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "silu": "silu", "swish": "silu"}
-_ACTIVATIONS_OUT = {**ACTIVATIONS_OUT, "relu": "relu", "silu": "silu"}
 
 # Our field -> theirs; `max_length` is `num_positions` there, the rows of the table.
 _FIELDS = {
@@ -284,36 +280,28 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     legacy = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
     tensors = rename(files.read_tensors(path), ((prefix, ""), *legacy), where)
     model = {"name": name, **_model_section(family, config, where)}
-    row, objective, head_rules, droppable = hf_heads.find(_HEADS[name], tensors), None, [], {}
+    row = hf_heads.find(_HEADS[name], tensors)
     if row is not None:
         tensors = row.completed(tensors)
     model["pool"] = "cls"
     if family.pooler is not None and f"{family.pooler}.weight" in tensors:
         model["pool"] = "pooler"
     model |= config.get("encoders", {})  # what transformers has no word for; see `write`
-    if row is not None:
-        objective = {"name": row.objective, **row.section(tensors, config)}
-        head_rules, droppable = row.rules(model, objective), row.droppable(objective)
-    rules, droppable = [*_rules(name, model), *head_rules], {**droppable, **_DROPPABLE}
-    tree, dropped = load_tensors(tensors, rules, droppable, where)
-    params, heads = hf_heads.split(tree, head_rules)
-    metadata = {
-        "format": "hf",
-        "architecture": (config.get("architectures") or [family.trunk])[0],
-        "dropped": dropped,
-        "no_preprocessing": "it encodes token ids",
-    }
-    return Imported(model, params, None, objective, heads, metadata)
+    return hf_heads.imported(
+        tensors,
+        _rules(name, model),
+        row,
+        model=model,
+        config=config,
+        trunk=family.trunk,
+        droppable=_DROPPABLE,
+        where=where,
+    )
 
 
 def _model_section(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
     section = {ours: config[theirs] for ours, theirs in family.fields.items()}
-    if section["mlp"] not in _ACTIVATIONS:
-        field, value = family.fields["mlp"], section["mlp"]
-        raise CheckpointError(
-            f"{where}: {field} '{value}' is not supported.{nearest(value, _ACTIVATIONS)}"
-        )
-    section["mlp"] = _ACTIVATIONS[section["mlp"]]
+    section["mlp"] = activation(config, family.fields["mlp"], where)
     if family.pad_id:
         pad_id = config.get("pad_token_id", 1)
         if not isinstance(pad_id, int) or not 0 <= pad_id < section["max_length"] - 1:
@@ -354,7 +342,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
             f"format 'hf': mlp={fields['mlp']!r} cannot be expressed for {name}: no MLP is gated."
         )
     settings = {theirs: fields[ours] for ours, theirs in family.fields.items()}
-    settings[family.fields["mlp"]] = _ACTIVATIONS_OUT[fields["mlp"]]
+    settings[family.fields["mlp"]] = TEXT_ACTIVATIONS_OUT[fields["mlp"]]
     settings["max_position_embeddings"] = _num_positions(fields)
     if family.pad_id:
         settings["pad_token_id"] = fields["pad_id"]
@@ -366,13 +354,9 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "dtype": "float32",
         "encoders": {field: fields[field] for field in ("name", "pool")},
     }
-    if exported.objective is not None:
-        row = hf_heads.choose(_HEADS[name], exported.objective, name)
-        rules = row.rules(fields, exported.objective)
-        tensors = {f"{name}.{key}": value for key, value in tensors.items()}
-        params = hf_heads.without_generator(exported.objective_params)
-        tensors |= dump_tensors(params, rules, f"Hugging Face {row.architecture}")
-        config |= {"architectures": [row.architecture], **row.settings(exported.objective)}
+    tensors, config = hf_heads.with_heads(
+        tensors, config, exported, _HEADS[name], family=name, prefix=name
+    )
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
 

@@ -6,7 +6,6 @@ Left out on import, and listed in the metadata: other heads. What is not read: `
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,22 +13,18 @@ from typing import Any
 import numpy as np
 
 from encoders.checkpoints.formats import files, hf_heads
-from encoders.checkpoints.formats.hf_rules import ACTIVATIONS, ACTIVATIONS_OUT
+from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, Defaults, activation
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
     Rule,
     dump_tensors,
     linear,
-    load_tensors,
     norm,
     rename,
     vector,
 )
-from encoders.errors import CheckpointError, nearest
-
-_ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "silu": "silu", "swish": "silu"}
-_ACTIVATIONS_OUT = {**ACTIVATIONS_OUT, "relu": "relu", "silu": "silu"}
+from encoders.errors import CheckpointError
 
 # Our field -> theirs.
 _FIELDS = {
@@ -46,19 +41,8 @@ _ONLY = {"attn_type": "bi", "bi_data": False}
 _POOLS = {"last": "last", "first": "cls", "mean": "mean"}  # by summary_type
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One model_type.
-
-    Attributes:
-      defaults: values of config fields that a file may leave out: those of the config's class.
-    """
-
-    defaults: Mapping[str, Any]
-
-
 FAMILIES = {
-    "xlnet": Family(
+    "xlnet": Defaults(
         {
             "d_model": 1024,
             "n_layer": 24,
@@ -108,33 +92,24 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
             )
     model = _model_section(config, where)
     tensors = rename(files.read_tensors(path), ((r"^transformer\.", ""),), where)
-    row, objective, head_rules, droppable = hf_heads.find(_HEADS, tensors), None, [], {}
-    if row is not None:
-        objective = {"name": row.objective, **row.section(tensors, config)}
-        head_rules, droppable = row.rules(model, objective), row.droppable(objective)
-    rules, droppable = [*_rules(model), *head_rules], {**droppable, **_DROPPABLE}
-    tree, dropped = load_tensors(tensors, rules, droppable, where)
-    params, heads = hf_heads.split(tree, head_rules)
-    metadata = {
-        "format": "hf",
-        "architecture": (config.get("architectures") or ["XLNetModel"])[0],
-        "dropped": dropped,
-        "no_preprocessing": "it encodes token ids",
-    }
-    return Imported(model, params, None, objective, heads, metadata)
+    return hf_heads.imported(
+        tensors,
+        _rules(model),
+        hf_heads.find(_HEADS, tensors),
+        model=model,
+        config=config,
+        trunk="XLNetModel",
+        droppable=_DROPPABLE,
+        where=where,
+    )
 
 
 def _model_section(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    activation, clamp = config["ff_activation"], config.get("clamp_len", -1)
-    if activation not in _ACTIVATIONS:
-        raise CheckpointError(
-            f"{where}: ff_activation '{activation}' is not supported."
-            f"{nearest(activation, _ACTIVATIONS)}"
-        )
+    clamp = config.get("clamp_len", -1)
     section = {
         "name": "xlnet",
         **{ours: config[theirs] for ours, theirs in _FIELDS.items()},
-        "mlp": _ACTIVATIONS[activation],
+        "mlp": activation(config, "ff_activation", where),
         "clamp_length": clamp if clamp > 0 else None,
         "pool": _POOLS.get(config["summary_type"], "last"),
     }
@@ -147,13 +122,13 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     Raises:
       CheckpointError: something that XLNet has not in transformers, named by its field.
     """
-    fields, objective = exported.fields, exported.objective
+    fields = exported.fields
     config = {
         "model_type": "xlnet",
         "architectures": ["XLNetModel"],
         **{theirs: fields[ours] for ours, theirs in _FIELDS.items()},
         "dropout": fields["dropout"],
-        "ff_activation": _ACTIVATIONS_OUT[fields["mlp"]],
+        "ff_activation": TEXT_ACTIVATIONS_OUT[fields["mlp"]],
         "clamp_len": fields["clamp_length"] or -1,
         "mem_len": None,
         "dtype": "float32",
@@ -161,13 +136,9 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "encoders": {name: fields[name] for name in ("pool", "attention_dropout")},
     }
     tensors = dump_tensors(exported.params, _rules(fields), "Hugging Face xlnet")
-    if objective is not None:
-        row = hf_heads.choose(_HEADS, objective, "xlnet")
-        tensors = {f"transformer.{name}": value for name, value in tensors.items()}
-        rules = row.rules(fields, objective)
-        where = f"Hugging Face {row.architecture}"
-        tensors |= dump_tensors(exported.objective_params, rules, where)
-        config |= {"architectures": [row.architecture], **row.settings(objective)}
+    tensors, config = hf_heads.with_heads(
+        tensors, config, exported, _HEADS, family="xlnet", prefix="transformer"
+    )
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
 
