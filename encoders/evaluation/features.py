@@ -1,9 +1,8 @@
 """Features of a frozen network: the input of every probe, extracted once and shared.
 
 One pass over a source gives [N, D] float32 features, of one or several layers, and [N] labels on
-the host. The evaluators of a
-run share an extractor, so that a kNN and a linear probe of one checkpoint on the same data cost one
-pass, and one compilation.
+the host. The evaluators of a run share an extractor, so that a kNN and a linear probe of one
+checkpoint on the same data cost one pass, and one compilation.
 """
 
 from __future__ import annotations

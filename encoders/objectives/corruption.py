@@ -53,10 +53,7 @@ class Masking:
     random: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate <= 1:
-            raise ConfigError(
-                f"objective.masking.rate: expected a share above 0 and up to 1, got {self.rate}."
-            )
+        check_rate(self.rate, "objective.masking.rate")
         if self.unit != "token" and self.unit not in _LENGTHS:
             raise ConfigError(f"objective.masking.unit: unknown unit '{self.unit}'.")
         if min(self.mask, self.random) < 0 or self.mask + self.random > 1 + 1e-9:
@@ -71,13 +68,27 @@ class Masking:
         Raises:
           ConfigError: none is.
         """
-        count = round(self.rate * length)
-        if count < 1:
-            raise ConfigError(
-                f"objective.masking.rate: {self.rate} of {length} tokens is none; "
-                f"{1 / length:.4g} or more chooses one."
-            )
-        return count
+        return places_of(self.rate, length, "objective.masking.rate")
+
+
+def check_rate(rate: float, where: str) -> None:
+    """Raises a ConfigError where `rate`, the field `where`, is no share of the tokens."""
+    if not 0 < rate <= 1:
+        raise ConfigError(f"{where}: expected a share above 0 and up to 1, got {rate}.")
+
+
+def places_of(rate: float, length: int, where: str) -> int:
+    """K, how many tokens of a full row of `length` a rate, the field `where`, chooses.
+
+    Raises:
+      ConfigError: none.
+    """
+    count = round(rate * length)
+    if count < 1:
+        raise ConfigError(
+            f"{where}: {rate} of {length} tokens is none; {1 / length:.4g} or more chooses one."
+        )
+    return count
 
 
 class Corrupted(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 from encoders.errors import ConfigError
 from encoders.objectives.base import Batch
+from encoders.objectives.corruption import check_rate, places_of
 from encoders.objectives.heads import VocabularyHead, cross_entropy, word_table
 from encoders.objectives.text import TextObjective
 from encoders.types import Outcome
@@ -48,10 +49,7 @@ class Prediction:
     reuse_length: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate <= 1:
-            raise ConfigError(
-                f"objective.prediction.rate: expected a share above 0 and up to 1, got {self.rate}."
-            )
+        check_rate(self.rate, "objective.prediction.rate")
         if self.unit not in ("word", "token"):
             raise ConfigError(f"objective.prediction.unit: unknown unit '{self.unit}'.")
         if not 1 <= self.beta <= self.alpha:
@@ -71,13 +69,7 @@ class Prediction:
         Raises:
           ConfigError: none is.
         """
-        count = round(self.rate * length)
-        if count < 1:
-            raise ConfigError(
-                f"objective.prediction.rate: {self.rate} of {length} tokens is none; "
-                f"{1 / length:.4f} or more chooses one."
-            )
-        return count
+        return places_of(self.rate, length, "objective.prediction.rate")
 
 
 class Permuted(NamedTuple):

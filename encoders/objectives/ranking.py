@@ -16,7 +16,7 @@ import numpy as np
 from encoders.errors import ConfigError, nearest
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
-from encoders.layers.pooling import Pooling, pool
+from encoders.layers.pooling import Pooling
 from encoders.objectives.base import Batch, valid_weights
 from encoders.objectives.text import TextObjective
 from encoders.types import Outcome
@@ -74,17 +74,9 @@ class Ranking(TextObjective):
             )
         names = ("ids", "segments", "token_types")
         flat = {name: batch[name].reshape(-1, shape[-1]) for name in names if name in batch}
-        encoded = self.encode(flat, train=train)
-        found = encoded.pooled
-        if self.pooling is not None:
-            found = pool(encoded.tokens, encoded.mask, self.pooling)
-        if found is None:
-            raise ConfigError("objective.pooling: the model does not pool; say how to.")
-        return (
-            self.head(self.drop(found, deterministic=not train))
-            .astype(jnp.float32)
-            .reshape(shape[:-1])
-        )
+        found = self.pooled(self.encode(flat, train=train), self.pooling)
+        found = self.head(self.drop(found, deterministic=not train))
+        return found.astype(jnp.float32).reshape(shape[:-1])
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
         """Returns the loss of a batch."""

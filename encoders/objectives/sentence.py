@@ -23,7 +23,7 @@ from encoders.data.text import INPUTS
 from encoders.errors import ConfigError
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
-from encoders.layers.pooling import Pooling, pool, unit
+from encoders.layers.pooling import Pooling, unit
 from encoders.objectives.base import Batch, valid_weights
 from encoders.objectives.text import TextObjective
 from encoders.types import Outcome
@@ -61,12 +61,7 @@ class SentenceObjective(TextObjective):
         given = {name: batch[name] for name in ("ids", *INPUTS) if name in batch}
         rows = {name: jnp.repeat(value, copies, axis=1) for name, value in given.items()}
         flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in rows.items()}
-        encoded = self.encode(flat, train=train)
-        found = encoded.pooled
-        if self.pooling is not None:
-            found = pool(encoded.tokens, encoded.mask, self.pooling)
-        if found is None:
-            raise ConfigError("objective.pooling: the model does not pool; say how to.")
+        found = self.pooled(self.encode(flat, train=train), self.pooling)
         return found.reshape(*rows["ids"].shape[:2], -1).astype(jnp.float32)
 
     def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:

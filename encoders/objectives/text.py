@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from encoders.data.text import INPUTS
 from encoders.data.vocabulary import Vocabulary
+from encoders.errors import ConfigError
+from encoders.layers.pooling import Pooling, pool
 from encoders.objectives.base import Batch, Objective, valid_weights
 from encoders.types import Encoded
 
@@ -33,6 +35,18 @@ class TextObjective(Objective):
         """The encoder's output for a batch, or for other ids in its place."""
         given = {name: batch[name] for name in INPUTS if name in batch}
         return self.encoder(batch["ids"] if ids is None else ids, **{**given, **arguments})
+
+    def pooled(self, encoded: Encoded, pooling: Pooling | None) -> jax.Array:
+        """[B, D], one vector for every row, by `pool` or, where that is None, by the encoder's way.
+
+        Raises:
+          ConfigError: the encoder does not pool.
+        """
+        if pooling is not None:
+            return pool(encoded.tokens, encoded.mask, pooling)
+        if encoded.pooled is None:
+            raise ConfigError("objective.pooling: the model does not pool; say how to.")
+        return encoded.pooled
 
     def corruptible(self, batch: Batch) -> jax.Array:
         """[B, T] bool, True for tokens that may be corrupted: real ones that are not special.

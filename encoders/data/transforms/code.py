@@ -11,8 +11,7 @@ import numpy as np
 
 from encoders.data.data_flow import Variable, data_flow
 from encoders.data.sources.base import CorruptExample
-from encoders.data.tokenizer import Tokenizer
-from encoders.data.transforms.tokenize import padded
+from encoders.data.tokenizer import Tokenizer, padded
 from encoders.errors import ConfigError
 
 GRAPH = ("sees_all", "node_spans", "node_sources")  # fields of a row that GraphCodeBERT takes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from encoders.data.sources.base import CorruptExample
-from encoders.data.transforms.tokenize import padded
+from encoders.data.tokenizer import padded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
