@@ -131,7 +131,7 @@ def _text_spec(experiment: Any, lengths: Sequence[int]) -> dict[str, Any]:
         "activation": TORCH_ACTIVATIONS[encoder.mlp]["transformers"],
         "dropout": encoder.dropout,
         "attention_dropout": encoder.attention_dropout,
-        "rate": objective.rate,
+        "rate": objective.masking.rate,
         "dtype": str(experiment.compute_dtype),
         "clip": experiment.sections.optimizer.get("clip"),
     }
