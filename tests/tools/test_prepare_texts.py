@@ -98,6 +98,18 @@ def test_a_tokenizer_is_trained_once(corpus, tmp_path, capsys):
     assert Tokens(path=str(target), preprocessing=preprocessing)[0]["segments"].max() >= 1
 
 
+def test_documents_without_a_token(tmp_path, capsys):
+    rows = [{"text": "\u200b\u200b"}, {"text": "One two."}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    main(command(tmp_path / "rows.jsonl", tmp_path / "out", "--tokenizer", "sample:peps"))
+    assert f"left out: {tmp_path / 'rows.jsonl'} line 1: no tokens" in capsys.readouterr().out
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(
+        DataError, match=r"none of the 1 examples is usable, such as .* line 1: no tokens"
+    ):
+        main(command(tmp_path / "rows.jsonl", tmp_path / "none", "--tokenizer", "sample:peps"))
+
+
 def test_impossible_flags(corpus, tmp_path):
     with pytest.raises(ConfigError, match="either it or --train-tokenizer"):
         main(command(corpus, tmp_path / "out"))

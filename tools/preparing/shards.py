@@ -132,7 +132,7 @@ def prepare(recipe: Recipe, directory: pathlib.Path, split: str, threads: int) -
     count = sum(shard["count"] for shard in shards)
     if not count:
         raise DataError(
-            f"--input: none of the {examples} examples is usable, such as {corrupt[0]}."
+            f"--input: none of the {examples} examples is usable, such as {': '.join(corrupt[0])}."
         )
     info["splits"][split] = {
         "count": count,
