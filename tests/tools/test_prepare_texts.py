@@ -104,9 +104,7 @@ def test_documents_without_a_token(tmp_path, capsys):
     main(command(tmp_path / "rows.jsonl", tmp_path / "out", "--tokenizer", "sample:peps"))
     assert f"left out: {tmp_path / 'rows.jsonl'} line 1: no tokens" in capsys.readouterr().out
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
-    with pytest.raises(
-        DataError, match=r"none of the 1 examples is usable, such as .* line 1: no tokens"
-    ):
+    with pytest.raises(DataError, match=r"none of the 1 .*, such as .* line 1: no tokens\.$"):
         main(command(tmp_path / "rows.jsonl", tmp_path / "none", "--tokenizer", "sample:peps"))
 
 
