@@ -140,6 +140,28 @@ class Tokenizer:
             np.concatenate(words),
         )
 
+    def fields(
+        self, parts: Sequence[np.ndarray], length: int, *, token_types: bool
+    ) -> dict[str, np.ndarray]:
+        """What `assemble` makes of one or two texts, padded to the length it cuts them to.
+
+        Returns:
+          'ids' and 'segments' [length] int32, 'word_start' [length] bool, and if asked for
+          'token_types' [length] int32.
+
+        Raises:
+          ConfigError: there is no room for any token.
+        """
+        ids, types, words = self.assemble(parts, length)
+        fields = {
+            "ids": padded(ids, length, self.vocabulary.pad_id),
+            "segments": padded(np.ones_like(ids), length),
+            "word_start": padded(words, length),
+        }
+        if token_types:
+            fields["token_types"] = padded(types, length)
+        return fields
+
     def frame_size(self, texts: int) -> int:
         """How many special tokens stand around one text or a pair."""
         return self._frames[texts - 1].size

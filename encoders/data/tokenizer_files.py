@@ -38,14 +38,6 @@ def read_tokenizer(source: str) -> tokenizers.Tokenizer:
     return _parse(_text(path))
 
 
-def has_tokenizer(directory: pathlib.Path) -> bool:
-    """Whether `read_tokenizer` finds something to open in a directory."""
-    pair = ("vocab.json", "merges.txt")
-    return any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")) or all(
-        (directory / name).is_file() for name in pair
-    )
-
-
 def _read_directory(directory: pathlib.Path) -> tokenizers.Tokenizer:
     if (directory / "tokenizer.json").is_file():
         return _parse(_text(directory / "tokenizer.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,7 +55,3 @@ class TextObjective(Objective):
         special = jnp.asarray(self.vocabulary.special_ids)
         real = (batch["segments"] > 0) & (valid_weights(batch)[:, None] > 0)
         return real & ~jnp.isin(batch["ids"], special)
-
-    def per_row(self, batch: Batch, draw: Callable[[jax.Array], Any]) -> Any:
-        """`draw(key)` for every row, with keys that no split of the batch changes; stacked."""
-        return jax.vmap(draw)(self.rng_per_example(batch))

@@ -209,7 +209,8 @@ class Guess(TextObjective):
     def __call__(self, batch, *, train=False):
         scores = self.param("scores", nn.initializers.normal(1.0), (19,))
         losses = -nn.log_softmax(scores)[batch["ids"]]
-        drawn = self.per_row(batch, lambda key: jax.random.uniform(key, batch["ids"].shape[1:]))
+        keys, shape = self.rng_per_example(batch), batch["ids"].shape[1:]
+        drawn = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
         hidden = self.corruptible(batch) & (drawn < 0.3)
         right = hidden & (batch["ids"] == scores.argmax())
         metrics = {"accuracy": (right.sum() * 1.0, hidden.sum() * 1.0)}

@@ -9,7 +9,6 @@ import numpy as np
 
 from encoders.data.sources.base import Source
 from encoders.data.sources.tokens import open_store
-from encoders.data.tokenizer import padded
 from encoders.errors import ConfigError, DataError
 
 
@@ -120,16 +119,9 @@ class SentencePairs(Source):
             if label:
                 a, b = b, a
         a, b = _shorten(a, b, self._room, rng)
-        ids, types, words = self._tokenizer.assemble([a, b], self._row)
-        fields = {
-            "ids": padded(ids, self._row, self._tokenizer.vocabulary.pad_id),
-            "segments": padded(np.ones_like(ids), self._row),
-            "word_start": padded(words, self._row),
-            "label": label,
-        }
-        if self.preprocessing.token_types:
-            fields["token_types"] = padded(types, self._row)
-        return fields
+        token_types = self.preprocessing.token_types
+        fields = self._tokenizer.fields([a, b], self._row, token_types=token_types)
+        return {**fields, "label": label}
 
     def _sentences(self, document: int, first: int, stop: int) -> np.ndarray:
         """The tokens of the sentences [first, stop) of a document."""

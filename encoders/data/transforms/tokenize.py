@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from encoders.data.sources.base import CorruptExample
-from encoders.data.tokenizer import padded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,12 +40,5 @@ class Tokenize:
             parts = [tokenizer.ids(example[name]) for name in names]
         except TypeError as error:  # bytes, None, or the half of a surrogate pair
             raise CorruptExample(f"not a text ({error})") from error
-        ids, types, words = tokenizer.assemble(parts, length)
-        fields = {
-            "ids": padded(ids, length, tokenizer.vocabulary.pad_id),
-            "segments": padded(np.ones_like(ids), length),
-            "word_start": padded(words, length),
-        }
-        if self.preprocessing.token_types:
-            fields["token_types"] = padded(types, length)
-        return {**example, **fields}
+        token_types = self.preprocessing.token_types
+        return {**example, **tokenizer.fields(parts, length, token_types=token_types)}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from encoders.data.sources.base import CorruptExample
-from encoders.data.tokenizer import padded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,13 +105,8 @@ def tag_names(tags: str | Sequence[str]) -> list[str]:
 def frame(parts: Sequence[np.ndarray], preprocessing: Any) -> dict[str, np.ndarray]:
     """What encoders take of one text or two that fit, each [T]: ids, segments, token types."""
     tokenizer, length = preprocessing.opened, preprocessing.max_length
-    ids, types, _ = tokenizer.assemble(parts, length)
-    fields = {
-        "ids": padded(ids, length, tokenizer.vocabulary.pad_id),
-        "segments": padded(np.ones_like(ids), length),
-    }
-    if preprocessing.token_types:
-        fields["token_types"] = padded(types, length)
+    fields = tokenizer.fields(parts, length, token_types=preprocessing.token_types)
+    del fields["word_start"]
     return fields
 
 
