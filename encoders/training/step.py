@@ -31,7 +31,8 @@ def cast_params(params: Any, dtype: jnp.dtype) -> Any:
 
 def normalized(normalize: Callable[[jax.Array], jax.Array], batch: Batch) -> dict[str, jax.Array]:
     """The batch with its pixels normalised; ids, labels and the like are taken as they are."""
-    return {k: normalize(jnp.asarray(v)) if k == "image" else v for k, v in batch.items()}
+    arrays = {k: jnp.asarray(v) for k, v in batch.items()}
+    return {k: normalize(v) if k == "image" else v for k, v in arrays.items()}
 
 
 def make_step(
