@@ -47,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", help="a run: its config, and one of its checkpoints")
-    what.add_argument(
-        "--model", help="a directory of another project, or what encoders.save wrote"
-    )
+    what.add_argument("--model", help="a directory of another project, or what encoders.save wrote")
     parser.add_argument("--config", help="whose evaluators to run; a run has its own")
     parser.add_argument("--step", type=int, help="checkpoint of the run; by default the newest")
     parser.add_argument("--evaluator", nargs="+", metavar="NAME", help="by default all")
