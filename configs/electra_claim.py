@@ -15,7 +15,8 @@ from configs import hardware, text
 
 SPLITS = ("train", "test")
 STEPS = 800
-RATIO = 1.088  # training FLOPs of a row by replaced tokens over those by masked ones (tools.inspect)
+# Training FLOPs of a row by replaced tokens over those by masked ones, as tools.inspect counts.
+RATIO = 1.088
 
 
 def get_config(arg=None):
