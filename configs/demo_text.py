@@ -1,10 +1,13 @@
-"""Masked tokens on 560,000 tokens of technical English, from text to a report, on two CPU cores.
+"""Masked tokens on bundled English, from text to a report, on two CPU cores.
 
 Paper: BERT, arXiv 1810.04805, at toy size; rotary positions and gated MLPs as in ModernBERT.
 Command: make demo-text
 Cost: minutes of training on two CPU cores.
 Published: none.
 Measured: see README.md.
+
+Half of the rows are packed from Python's enhancement proposals, half hold one question each to a
+bank, without its label. The probe tells the 77 intents of such questions apart.
 """
 
 from ml_collections import ConfigDict
@@ -15,10 +18,17 @@ from configs import hardware, text
 def get_config(arg=None):
     config = ConfigDict()
     config.seed = 0
-    config.duration = {"epochs": 10}
-    config.batch_size = 32
-    config.preprocessing = dict(name="text", tokenizer="sample:peps/tokenizer.json", max_length=128)
-    config.data = dict(source=dict(name="tokens", path="sample:peps", split="train"))
+    config.duration = {"steps": 700}
+    config.batch_size = 64
+    config.preprocessing = dict(
+        name="text", tokenizer="sample:peps/tokenizer.json", max_length=64, token_types=False
+    )
+    proposals = dict(name="tokens", path="sample:peps", split="train")
+    questions = dict(name="sample", dataset="banking77", split="train")
+    config.data = dict(
+        source=dict(name="mixture", sources=(proposals, questions), weights=(1, 1)),
+        transforms=(dict(name="tokenize"),),
+    )
     config.model = dict(
         name="bert",
         width=128,
@@ -26,6 +36,7 @@ def get_config(arg=None):
         mlp_dim=256,
         num_heads=4,
         vocab_size=6144,
+        max_length=64,
         positions="rotary",
         num_token_types=0,
         pre_norm=True,
@@ -38,15 +49,21 @@ def get_config(arg=None):
         pool="mean",
     )
     config.objective = dict(name="masked_language", masking=dict(rate=0.2))
-    config.optimizer = text.adamw(2e-3, {"percent": 10}, b2=0.98, clip=1.0)
+    config.optimizer = text.adamw(4e-3, {"percent": 10}, b2=0.98, clip=1.0)
+    config.optimizer.decay_rules = ((r".*(kernel|words)", 1.0),)
     test = dict(name="tokens", path="sample:peps", split="test")
     splits = {
         split: dict(name="sample", dataset="banking77", split=split) for split in ("train", "test")
     }
     config.evaluators = {
-        "held_out": dict(name="masked_accuracy", test=test, batch_size=128, every={"percent": 20}),
+        "held_out": dict(name="masked_accuracy", test=test, batch_size=64, every={"percent": 20}),
         "intents": dict(
-            name="linear_probe", **splits, batch_size=256, baselines=("bag_of_words", "random")
+            name="linear_probe",
+            **splits,
+            batch_size=256,
+            layers=(0, 1, 2),
+            l2=(0.1, 0.01, 1e-3, 1e-4),
+            baselines=("bag_of_words", "random"),
         ),
     }
     config.checkpoint = dict(every={"percent": 50}, keep_last=1)

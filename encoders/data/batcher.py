@@ -77,11 +77,17 @@ class Batcher:
 
     @property
     def spec(self) -> Spec:
-        """Name -> (shape, dtype) of the fields of the first example, which all others share."""
+        """Name -> (shape, dtype) of the fields of the first example, which all others share.
+
+        Of a mixture, of those that the first examples of all its sources have.
+        """
         with self._lock:
             if self._spec is None:
                 index = self.source.indices_at(np.zeros(1, np.int64), self.seed, self.shuffle)
                 fields, _ = self._make(0, int(index[0]))
+                for start in getattr(self.source, "starts", ()):
+                    others, _ = self._make(0, start)
+                    fields = {name: value for name, value in fields.items() if name in others}
                 self._spec = {name: (value.shape, value.dtype) for name, value in fields.items()}
             return self._spec
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from encoders.config import build
-from encoders.data import SOURCES, CorruptExample
+from encoders.data import SOURCES, CorruptExample, Pipeline
 from encoders.data.paths import SAMPLES
 from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.folder import Folder
@@ -426,3 +426,16 @@ def test_unknown_sources_and_fields_are_explained():
 def test_every_source_takes_a_slice_from_config():
     source = build(SOURCES, {"name": "sample", "split": "train", "start": 0.9}, "data.source")
     assert len(source) == 1000
+
+
+def test_a_mixture_gives_the_fields_that_all_its_sources_have():
+    labelled = Synthetic(image_size=(4, 4), num_examples=6)
+
+    class Unlabelled(Synthetic):
+        def _read(self, index):
+            return {"image": super()._read(index)["image"], "other": 1}
+
+    mixture = Mixture((labelled, Unlabelled(image_size=(4, 4), num_examples=6)), (1, 1))
+    assert mixture.starts == (0, 6)
+    batch = Pipeline(mixture, (), 4, seed=0).batch(0)
+    assert set(batch) == {"image", "row"}

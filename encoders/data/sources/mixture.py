@@ -90,6 +90,11 @@ class Mixture:
         low, high = self.sources[number].span(int(index) - start)
         return start + low, start + high
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The index of the first example of each source."""
+        return tuple(end - len(s) for end, s in zip(self._ends, self.sources, strict=True))
+
     def _component(self, index: int) -> tuple[int, int]:
         number = bisect.bisect_right(self._ends, int(index))
         if not 0 <= index < self._ends[-1]:
