@@ -18,7 +18,7 @@ from configs import hardware, text
 def get_config(arg=None):
     config = ConfigDict()
     config.seed = 0
-    config.duration = {"steps": 700}
+    config.duration = {"steps": 1_000}
     config.batch_size = 64
     config.preprocessing = dict(
         name="text", tokenizer="sample:peps/tokenizer.json", max_length=64, token_types=False
@@ -61,8 +61,7 @@ def get_config(arg=None):
             name="linear_probe",
             **splits,
             batch_size=256,
-            layers=(0, 1, 2),
-            l2=(0.1, 0.01, 1e-3, 1e-4),
+            l2=(0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
             baselines=("bag_of_words", "random"),
         ),
     }
