@@ -78,8 +78,8 @@ def benchmark(config: Any, flags: argparse.Namespace) -> dict[str, Any]:
     config = _prepared(config, flags)
     experiment = Experiment(config)
     rows = experiment.sections.batch_size
-    lengths = _text_lengths(experiment) if _is_text(config) else ()
-    spec = peer_spec(flags.peer, experiment, rows, lengths[:rows]) if flags.peer else None
+    lengths = evenly(_text_lengths(experiment), rows) if _is_text(config) else ()
+    spec = peer_spec(flags.peer, experiment, rows, lengths) if flags.peer else None
     # Before any state is there, so that nothing else is in the caches.
     peak, peak_source = _peak(experiment.mesh.devices.flat[0], experiment.mesh.size)
     step = _Step(experiment)
@@ -96,7 +96,7 @@ def benchmark(config: Any, flags: argparse.Namespace) -> dict[str, Any]:
         )
         if other is not None:
             about = {"overrides": flags.versus} | other.facts() if flags.versus else other.info
-            tokens = other.tokens if flags.versus else sum(lengths[:rows])
+            tokens = other.tokens if flags.versus else sum(lengths)
             result["versus" if flags.versus else "peer"] = about | _speed(theirs, rows, tokens)
             if step.tokens:
                 per_step = [b[0] / a[0] for a, b in zip(mine, theirs, strict=True)]
@@ -250,11 +250,17 @@ def _is_text(config: Any) -> bool:
 
 
 def _text_lengths(experiment: Any) -> list[int]:
-    """Tokens of the texts that our rows are packed from, in their order."""
+    """Tokens of the texts that our rows are packed from."""
     import numpy as np
 
     source = experiment.source
     return [int(n) for row in range(len(source)) for n in np.bincount(source[row]["segments"])[1:]]
+
+
+def evenly(lengths: Sequence[int], rows: int) -> list[int]:
+    """As many of the lengths as there are rows, evenly spread from the shortest to the longest."""
+    ordered = sorted(lengths)
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * rows)] for i in range(rows)]
 
 
 def _first_batch(experiment: Any, rows: int) -> dict[str, Any]:

@@ -112,6 +112,14 @@ def test_a_peer_trains_or_says_that_it_is_missing(peer, config):
     assert processor > 0
 
 
+def test_the_peers_texts_are_as_long_as_ours():
+    lengths = [128] * 50 + list(range(1, 51))
+    found = benchmark.evenly(lengths, 10)
+    assert found == [6, 16, 26, 36, 46, 128, 128, 128, 128, 128]
+    assert sum(found) / 10 == pytest.approx(sum(lengths) / 100, rel=0.01)
+    assert benchmark.evenly([7], 3) == [7, 7, 7]
+
+
 def test_bad_flags_are_refused():
     config = ["--config", "configs/demo.py"]
     with pytest.raises(ConfigError, match="numbers from 1"):
