@@ -2,9 +2,10 @@
 
 Paper: BERT, arXiv 1810.04805, at toy size; rotary positions and gated MLPs as in ModernBERT.
 Command: make demo-text
-Cost: minutes of training on two CPU cores.
+Cost: eight minutes of training on two CPU cores, beside other work.
 Published: none.
-Measured: see README.md.
+Measured: 4.47 nats per hidden token of held-out text, against a unigram entropy of 6.04; linear
+probe 74.3 %, against 78.6 % with random weights and 89.7 % from a bag of words.
 
 Half of the rows are packed from Python's enhancement proposals, half hold one question each to a
 bank, without its label. The probe tells the 77 intents of such questions apart.
