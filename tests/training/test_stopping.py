@@ -83,14 +83,14 @@ def test_a_signal_while_saving_lets_the_save_finish(tmp_path):
 
 
 def test_a_process_that_hangs_ends_the_run_with_its_stacks(tmp_path):
-    options = (*SHORT, *TWO, "--retries", 0, "--config.deadlines.step=4")
+    options = (*SHORT, *TWO, "--retries", 0, "--config.deadlines.step=15")
     run = launch(tmp_path, *options, "--config.duration.steps=100000")
     wait_for_step(3, tmp_path, run)
     [second] = re.findall(r"pid (\d+)", pathlib.Path(tmp_path / "log-1.txt").read_text())
     os.kill(int(second), signal.SIGSTOP)
     code, output = finish(run, seconds=120)
     assert code == DeadlineError.exit_code, output
-    assert "process 0: no progress for 4 s (deadlines.step)" in output
+    assert "process 0: no progress for 15 s (deadlines.step)" in output
     stacks = (tmp_path / "stacks-0.txt").read_text()
     assert "loop.py" in stacks
     assert "Current thread" in stacks

@@ -28,13 +28,13 @@ def start(section, fields):
     [
         ("preprocessing", {"tokenizer": str(OTHER)}, DataError, "made with another tokenizer than"),
         ("model", {"vocab_size": 6143}, ConfigError, "6143 is less than the 6144 ids of"),
-        ("model", {"max_length": 100}, ConfigError, "128 tokens are more than the 100 that there"),
+        ("model", {"max_length": 50}, ConfigError, "64 tokens are more than the 50 that there"),
         ("preprocessing", {"max_length": 2}, ConfigError, "expected room for three tokens, got 2"),
         (
             "objective",
             {"masking": {"rate": 0.001}},
             ConfigError,
-            "objective.masking.rate: 0.001 of 128 tokens is none; 0.007812 or more chooses one",
+            "objective.masking.rate: 0.001 of 64 tokens is none; 0.01562 or more chooses one",
         ),
         ("objective", {"masking": {"rate": 0.0}}, ConfigError, "expected a share above 0"),
     ],
