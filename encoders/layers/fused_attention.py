@@ -54,14 +54,18 @@ def fused_attention(
       [B, Q, H, d] in value's dtype.
     """
     queries, keys = query.shape[1], key.shape[1]
-    if mask is not None:  # with a mask the kernel's gradient takes even lengths only
+    lengths: dict[str, jax.Array] = {}
+    if mask is not None:
         mask = jnp.broadcast_to(mask, (query.shape[0], 1, queries, keys))
-    if (mask is not None or bias is not None) and (queries % 2 or keys % 2):
+    if queries % 2 or keys % 2:  # the kernel's gradient takes even lengths only
         query, key, value = (_even(x, 1) for x in (query, key, value))
-        if mask is None:
-            mask = jnp.ones((query.shape[0], 1, queries, keys), bool)
-        mask = _even(_even(mask, 2), 3)  # what is added is attended to by nothing
-        bias = None if bias is None else _even(_even(bias, 2), 3)
+        if mask is None and bias is None:  # what is added is attended to by nothing
+            for name, length in (("query", queries), ("key_value", keys)):
+                lengths[f"{name}_seq_lengths"] = jnp.full(query.shape[:1], length, jnp.int32)
+        else:
+            mask = jnp.ones((query.shape[0], 1, queries, keys), bool) if mask is None else mask
+            mask = _even(_even(mask, 2), 3)
+            bias = None if bias is None else _even(_even(bias, 2), 3)
     out = jax.nn.dot_product_attention(
         query,
         key,
@@ -69,6 +73,7 @@ def fused_attention(
         bias=None if bias is None else bias.astype(query.dtype),
         mask=mask,
         implementation="cudnn",
+        **lengths,
     )
     return out[:, :queries]
 
