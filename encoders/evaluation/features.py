@@ -14,7 +14,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,11 +25,13 @@ from jax.sharding import Mesh
 from encoders.data import Preprocessing, Source
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
+from encoders.layers.pooling import pool
 from encoders.types import Encoded
 
 logger = logging.getLogger(__name__)
 
-Feature = str | int  # 'pooled', 'mean', 'first', or the number of a layer
+_One = Literal["pooled", "mean", "max", "first"] | int  # a number is that of a layer
+Feature = _One | tuple[_One, ...]  # several are put side by side
 MAX_PIXELS = 32 * 32
 
 
@@ -72,23 +74,32 @@ def select(encoded: Encoded, feature: Feature) -> jax.Array:
 
     Args:
       encoded: output of an encoder.
-      feature: 'pooled'; 'mean' of the final tokens, or the 'first' of them; or a layer whose hidden
-        tokens are averaged.
-        Means leave out prefix tokens (cls, registers) and padding.
+      feature: 'pooled'; 'mean' or 'max' of the final tokens, or the 'first' of them; or a layer
+        whose hidden tokens are averaged; or several of these, side by side.
+        Means and maxima leave out prefix tokens (cls, registers) and padding.
 
     Raises:
       ConfigError: 'pooled' of an encoder that does not pool.
     """
+    if isinstance(feature, tuple):
+        return jnp.concatenate([select(encoded, one) for one in feature], -1)
     if feature == "pooled":
         if encoded.pooled is None:
             raise ConfigError("feature: this encoder does not pool (pool='none'); use 'mean'.")
         return encoded.pooled.astype(jnp.float32)
     if feature == "first":
         return encoded.tokens[:, 0].astype(jnp.float32)
-    tokens = encoded.tokens if feature == "mean" else encoded.hidden[feature]
+    tokens = encoded.hidden[feature] if isinstance(feature, int) else encoded.tokens
     tokens = tokens[:, encoded.num_prefix :].astype(jnp.float32)
-    mask = encoded.mask[:, encoded.num_prefix :, None].astype(jnp.float32)
-    return (tokens * mask).sum(1) / jnp.maximum(mask.sum(1), 1.0)
+    mask = encoded.mask[:, encoded.num_prefix :]
+    return pool(tokens, mask, "max" if feature == "max" else "mean")
+
+
+def layers_of(feature: Feature) -> tuple[int, ...]:
+    """The layers that features are made of, from the lowest up."""
+    if isinstance(feature, tuple):
+        return tuple(sorted({layer for one in feature for layer in layers_of(one)}))
+    return (feature,) if isinstance(feature, int) else ()
 
 
 def pixels(images: jax.Array) -> jax.Array:
@@ -201,7 +212,7 @@ class FeatureExtractor:
 
         def extract(variables: Any, batch: Mapping[str, jax.Array]) -> tuple:
             if kind == "encoder":
-                layers = tuple(feature for feature in features if isinstance(feature, int))
+                layers = layers_of(features)
                 asked = {"layers": layers} if layers else {}
                 inputs, named = encoder_inputs(module, self.preprocessing, batch)
                 encoded = module.apply(variables, *inputs, **named, **asked)

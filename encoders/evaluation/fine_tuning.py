@@ -37,7 +37,7 @@ from encoders.evaluation.base import (
     place,
     put_whole,
 )
-from encoders.evaluation.features import select
+from encoders.evaluation.features import Feature, layers_of, select
 from encoders.evaluation.tasks import TASKS, Arrays, Task
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
@@ -86,8 +86,9 @@ class FineTuning(Evaluator):
         gradient.
       layer_decay: multiplies the rate by layer_decay ** (depth + 1 - layer), see `layer_ids`.
       head_dropout: rate before the head.
-      feature: what the head of a whole text sees: 'pooled'; 'mean' of the final tokens, or the
-        'first' of them; or the number of a layer, whose tokens are averaged.
+      feature: what the head of a whole text sees: 'pooled'; 'mean' or 'max' of the final tokens, or
+        the 'first' of them; or the number of a layer, whose tokens are averaged; or several of
+        these, side by side.
     """
 
     train: Mapping[str, Any]
@@ -104,7 +105,7 @@ class FineTuning(Evaluator):
     clip: float = 1.0
     layer_decay: float | None = None
     head_dropout: float = 0.1
-    feature: Literal["pooled", "mean", "first"] | int = "pooled"
+    feature: Feature = "pooled"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -304,7 +305,8 @@ class _Program:
     ) -> jax.Array:
         """[B, D] or [B, T, D], what the head sees."""
         feature = self.settings.feature
-        asked = {"layers": (feature,)} if isinstance(feature, int) else {}
+        layers = layers_of(feature)
+        asked = {"layers": layers} if layers else {}
         inputs, named = encoder_inputs(self.module, self.settings.preprocessing, batch)
         encoded = self.module.apply(variables, *inputs, **named, **asked, train=train, rngs=keys)
         return encoded.tokens if self.task.per_token else select(encoded, feature)

@@ -13,7 +13,7 @@ import numpy as np
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.bag_of_words import bag_of_words
 from encoders.evaluation.base import Evaluator, fingerprint
-from encoders.evaluation.features import FeatureExtractor, Labelled, Split
+from encoders.evaluation.features import Feature, FeatureExtractor, Labelled, Split, layers_of
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,8 +22,8 @@ class Probe(Evaluator):
 
     Attributes:
       train: section of the source that is fitted to.
-      feature: 'pooled'; 'mean' of the final tokens, or the 'first' of them; or the number of a
-        layer, whose tokens are averaged.
+      feature: 'pooled'; 'mean' or 'max' of the final tokens, or the 'first' of them; or the number
+        of a layer, whose tokens are averaged; or several of these, side by side.
       layers: further layers to probe, in the same pass over the data; the accuracy of each is
         'layer{n}'.
       baselines: what to hold against the encoder, with the same probe on the same splits: 'random'
@@ -36,7 +36,7 @@ class Probe(Evaluator):
     """
 
     train: Mapping[str, Any]
-    feature: Literal["pooled", "mean", "first"] | int = "pooled"
+    feature: Feature = "pooled"
     layers: tuple[int, ...] = ()
     baselines: tuple[Literal["pixels", "random", "bag_of_words"], ...] = ()
     seed: int = 0
@@ -44,8 +44,8 @@ class Probe(Evaluator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for layer in (self.feature, *self.layers):
-            if isinstance(layer, int) and layer < 0:
+        for layer in layers_of((self.feature, *self.layers)):
+            if layer < 0:
                 raise ConfigError(
                     f"evaluators.{self.label}: layers are counted from 0, got {layer}."
                 )

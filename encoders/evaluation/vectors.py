@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 
 from encoders.data import CorruptExample, Source
 from encoders.errors import DataError
 from encoders.evaluation.base import Evaluator, fingerprint
-from encoders.evaluation.features import FeatureExtractor, Labelled, Split
+from encoders.evaluation.features import Feature, FeatureExtractor, Labelled, Split
 
 
 class Column:
@@ -54,13 +54,13 @@ class VectorEvaluator(Evaluator):
     """Base of evaluators that compare vectors of texts.
 
     Attributes:
-      feature: 'pooled'; 'mean' of the final tokens, or the 'first' of them; or the number of a
-        layer, whose tokens are averaged.
+      feature: 'pooled'; 'mean' or 'max' of the final tokens, or the 'first' of them; or the number
+        of a layer, whose tokens are averaged; or several of these, side by side.
       extractor: where vectors come from; shared by the evaluators of a run (supplied; None makes
         its own).
     """
 
-    feature: Literal["pooled", "mean", "first"] | int = "pooled"
+    feature: Feature = "pooled"
     extractor: FeatureExtractor | None = None
 
     def __post_init__(self) -> None:

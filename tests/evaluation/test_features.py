@@ -69,6 +69,15 @@ def test_means_leave_out_prefix_and_padding():
         select(encoded, "pooled")
 
 
+def test_several_features_stand_side_by_side(expected):
+    encoder, variables, encoded, _ = expected
+    asked = ("max", "pooled", 3)
+    found = FeatureExtractor(PREPROCESSING).encoder(encoder, variables, split(), asked)
+    parts = [select(encoded, feature) for feature in asked]
+    np.testing.assert_allclose(parts[0], encoded.tokens[:, encoded.num_prefix :].max(1), rtol=1e-6)
+    np.testing.assert_allclose(found.features, np.concatenate(parts, 1), rtol=1e-5, atol=1e-5)
+
+
 def test_a_layer_is_asked_of_the_encoder(expected):
     encoder, variables, encoded, _ = expected
     found = FeatureExtractor(PREPROCESSING).encoder(encoder, variables, split(), 3)
