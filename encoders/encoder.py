@@ -252,6 +252,7 @@ class TextEncoder(Encoder):
         if others is not None and len(others) != len(texts):
             raise DataError(f"others: expected {len(texts)}, one for each text, got {len(others)}.")
         parts = [texts] if others is None else [texts, _strings(others, "others")]
+        parts = [[self.preprocessing.prepare(text) for text in part] for part in parts]
         tokenizer, longest = self.preprocessing.opened, self.preprocessing.max_length
         tokens = zip(*map(tokenizer.batch_ids, parts), strict=True)
         rows = [tokenizer.assemble(row, longest) for row in tokens]
@@ -266,9 +267,11 @@ class TextEncoder(Encoder):
                 found = np.empty((len(texts), vectors.shape[1]), vectors.dtype)
             found[numbers] = vectors[: len(numbers)]
 
-        for numbers, length, size in length_batches([len(r[0]) for r in rows], batch_size, longest):
+        whole = self.preprocessing.attend_padding
+        lengths = [longest if whole else len(row[0]) for row in rows]
+        for numbers, length, size in length_batches(lengths, batch_size, longest):
             ids = np.full((size, length), tokenizer.vocabulary.pad_id, np.int32)
-            types, mask = np.zeros_like(ids), np.zeros(ids.shape, bool)
+            types, mask = np.zeros_like(ids), np.full(ids.shape, whole)
             for place, number in enumerate(numbers):
                 row_ids, row_types, _ = rows[number]
                 ids[place, : len(row_ids)] = row_ids

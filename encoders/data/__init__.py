@@ -2,6 +2,7 @@
 
 from encoders.data.code_preprocessing import CodePreprocessing
 from encoders.data.evaluation import eval_batches
+from encoders.data.image_text import ImageTextPreprocessing
 from encoders.data.pipeline import Pipeline, build_transforms
 from encoders.data.preprocessing import Preprocessing
 from encoders.data.sources import SOURCES, CorruptExample, Source
@@ -9,7 +10,12 @@ from encoders.data.text import TextPreprocessing
 from encoders.data.transforms import TRANSFORMS
 from encoders.data.vocabulary import Vocabulary
 
-PREPROCESSING = {"image": Preprocessing, "text": TextPreprocessing, "code": CodePreprocessing}
+PREPROCESSING = {
+    "image": Preprocessing,
+    "text": TextPreprocessing,
+    "code": CodePreprocessing,
+    "image_text": ImageTextPreprocessing,
+}
 
 __all__ = [
     "PREPROCESSING",
@@ -17,6 +23,7 @@ __all__ = [
     "TRANSFORMS",
     "CodePreprocessing",
     "CorruptExample",
+    "ImageTextPreprocessing",
     "Pipeline",
     "Preprocessing",
     "Source",

@@ -162,7 +162,8 @@ def make_example(
         example = transform(example, rng)
     fields = {}
     for name, value in example.items():
-        if isinstance(value, str | bytes):
+        texts = isinstance(value, list) and value and isinstance(value[0], str)
+        if texts or isinstance(value, str | bytes):
             continue  # no accelerator takes text: a transform turns what a model needs into numbers
         array = np.asarray(value)
         fields[name] = array.astype(_NARROW.get(array.dtype.str[1:], array.dtype), copy=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from encoders.errors import ConfigError
 
 # Fields of a batch that text encoders take by name; the last four are of encoders of code.
 INPUTS = ("segments", "token_types", "sees_all", "node_spans", "node_sources", "prefix")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +34,28 @@ class TextPreprocessing:
       vocabulary: special ids of the tokenizer; None reads them from it.
       token_types: whether examples say which text of a pair a token is of; False for encoders that
         have no token types.
+      template: '{}' stands for a text in what is tokenised, as in 'a photo of {}'.
+      lowercase: whether texts are lower-cased; tokenizers that do so themselves need it not.
+      strip_punctuation: whether ASCII punctuation is taken out and white space becomes single
+        spaces; with `lowercase` SigLIP's canonical form (arXiv 2303.15343, big_vision).
+      attend_padding: whether padding counts as tokens, as SigLIP's text tower was trained.
     """
 
     tokenizer: str
     max_length: int = 512
     vocabulary: Vocabulary | None = None
     token_types: bool = True
+    template: str = "{}"
+    lowercase: bool = False
+    strip_punctuation: bool = False
+    attend_padding: bool = False
 
     def __post_init__(self) -> None:
+        if "{}" not in self.template:
+            raise ConfigError(
+                f"preprocessing.template: expected '{{}}' where the text goes, got "
+                f"'{self.template}'."
+            )
         if self.max_length < 3:
             raise ConfigError(
                 f"preprocessing.max_length: expected room for three tokens, got {self.max_length}."
@@ -59,6 +75,19 @@ class TextPreprocessing:
     def special(self) -> Vocabulary:
         """The special ids, from the config if it says them."""
         return self.opened.vocabulary if self.vocabulary is None else self.vocabulary
+
+    def prepare(self, text: str) -> str:
+        """A text as the tokenizer gets it, the same in training and evaluation.
+
+        Raises:
+          TypeError: it is no text.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"it is {type(text).__name__}")
+        text = self.template.replace("{}", text)
+        if self.lowercase:
+            text = text.lower()
+        return " ".join(text.translate(_PUNCTUATION).split()) if self.strip_punctuation else text
 
     @property
     def input_size(self) -> int:

@@ -16,13 +16,15 @@ from encoders.data.vocabulary import Vocabulary
 from encoders.errors import ConfigError, DataError
 
 # What families call their special tokens, in the order of Vocabulary's fields. XLNet has <s> and
-# </s> too, but begins and ends texts with <cls> and <sep>.
+# </s> too, but begins and ends texts with <cls> and <sep>. CLIP's tokenizer pads with the token
+# that ends a text, and so does SigLIP's; neither has a mask, and SigLIP's begins texts with nothing.
+_END = ("<|endoftext|>", "</s>", "<eos>")
 NAMES = {
-    "pad_id": ("[PAD]", "<pad>"),
-    "unk_id": ("[UNK]", "<unk>"),
-    "cls_id": ("[CLS]", "<cls>", "<s>"),
-    "sep_id": ("[SEP]", "<sep>", "</s>"),
-    "mask_id": ("[MASK]", "<mask>"),
+    "pad_id": ("[PAD]", "<pad>", *_END),
+    "unk_id": ("[UNK]", "<unk>", *_END),
+    "cls_id": ("[CLS]", "<cls>", "<s>", "<|startoftext|>", "<bos>", *_END),
+    "sep_id": ("[SEP]", "<sep>", *_END),
+    "mask_id": ("[MASK]", "<mask>", "<unk>", *_END),
 }
 
 # Tokenizers are told apart by their ids of this, besides their tokens: case, accents, white space,
@@ -67,7 +69,8 @@ class Tokenizer:
 
         Args:
           source: a path, 'sample:NAME', or JSON text; see `tokenizer_files.read_tokenizer`.
-          expected: the special ids that a config says it has, or None.
+          expected: the special ids that a config says it has, or None. It may pad with another
+            special token than the one that is called so, as SigLIP does.
 
         Raises:
           DataError: there is no such file, or it is no tokenizer.
@@ -75,6 +78,9 @@ class Tokenizer:
         """
         tokenizer = cls.wrap(read_tokenizer(source))
         found = tokenizer.vocabulary
+        if expected is not None and expected.pad_id in found.special_ids:
+            found = dataclasses.replace(found, pad_id=expected.pad_id)
+            tokenizer = cls(tokenizer.inner, found)
         # A config need not list the special ids that have no name.
         if expected not in (None, found, dataclasses.replace(found, others=())):
             raise ConfigError(
@@ -168,9 +174,23 @@ class Tokenizer:
 
     def word_starts(self, ids: np.ndarray) -> np.ndarray:
         """[n] ids of the text from its beginning -> [n] bool, True where a word begins."""
+        if self._word_end is not None:
+            return np.append(True, self._word_end[ids[:-1]])[: len(ids)]
         starts = self.word_start[ids]
         starts[:1] = True
         return starts
+
+    @functools.cached_property
+    def _word_end(self) -> np.ndarray | None:
+        """[size] bool, True for ids that end a word, where these are marked and not beginnings."""
+        suffix = json.loads(self.to_json())["model"].get("end_of_word_suffix")
+        if not suffix:
+            return None
+        ends = np.zeros(self.vocabulary.size, bool)
+        tokens = self.inner.get_vocab(with_added_tokens=True)
+        ends[[number for token, number in tokens.items() if token.endswith(suffix)]] = True
+        ends[list(self.vocabulary.special_ids)] = True
+        return ends
 
     @functools.cached_property
     def word_start(self) -> np.ndarray:
@@ -213,6 +233,7 @@ class Tokenizer:
                 _Frame((cls, sep, sep), ((0,), (0,), (1,)), (0, 1)),
             )
         probe = self.inner.encode(self.inner.id_to_token(special.mask_id), add_special_tokens=False)
+        probe.truncate(1)
         return (
             _frame_of(self.inner.post_process(probe)),
             _frame_of(self.inner.post_process(probe, probe)),

@@ -1,0 +1,73 @@
+"""What a pair of encoders expects of images and of their texts; it travels with the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from encoders.data.preprocessing import Preprocessing
+from encoders.data.text import TextPreprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTextPreprocessing:
+    """How images and texts are prepared, each as for an encoder of its own.
+
+    Attributes:
+      text: tokenizer, length and form of texts.
+      image: size and normalisation of images.
+    """
+
+    text: TextPreprocessing
+    image: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+
+    def eval_transforms(self) -> list[Callable]:
+        """{'image', 'text'} -> uint8 [height, width, channels], and what texts become."""
+        return [*self.image.eval_transforms(), *self.text.eval_transforms()]
+
+    @property
+    def input_size(self) -> tuple[tuple[int, int], int]:
+        """(height, width) and the length of texts, what FLOPs are counted for."""
+        return self.image.input_size, self.text.input_size
+
+    @property
+    def for_objectives(self) -> dict[str, Any]:
+        """What objectives may ask for by a parameter of that name."""
+        return {}
+
+    @property
+    def for_transforms(self) -> dict[str, Any]:
+        """What transforms may ask for by a parameter of that name."""
+        return {**self.image.for_transforms, **self.text.for_transforms}
+
+    @property
+    def for_sources(self) -> dict[str, Any]:
+        """What sources may ask for by a parameter of that name."""
+        return {**self.image.for_sources, **self.text.for_sources}
+
+    def example_batch(self, rows: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the shapes and types that training will see."""
+        image, text = self.image.example_batch(rows), self.text.example_batch(rows)
+        return {"image": image["image"], **text}
+
+    def encoder_inputs(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """The arguments (positional, by name) that an encoder is called with for a batch."""
+        return (batch["image"], batch["ids"]), {"segments": batch["segments"]}
+
+    def normalize(self, images: Any) -> Any:
+        """As `Preprocessing.normalize`; ids are taken as they are."""
+        return self.image.normalize(images)
+
+    def denormalize(self, images: Any) -> Any:
+        """As `Preprocessing.denormalize`."""
+        return self.image.denormalize(images)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, the tokenizer with its content."""
+        parts = {"image": self.image.to_json(), "text": self.text.to_json()}
+        for part in parts.values():
+            del part["name"]
+        return {"name": "image_text", **parts}
