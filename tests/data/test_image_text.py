@@ -43,9 +43,12 @@ def test_both_are_prepared(preprocessing):
     assert sorted(found) == ["ids", "image", "segments", "word_start"]
     assert found["image"].shape == (8, 8, 3)
     example = preprocessing.example_batch(2)
-    assert example["image"].shape == (2, 8, 8, 3) and example["ids"].shape == (2, 9)
+    assert example["image"].shape == (2, 8, 8, 3)
+    assert example["ids"].shape == (2, 9)
     (images, ids), named = preprocessing.encoder_inputs(example)
-    assert images is example["image"] and ids is example["ids"] and set(named) == {"segments"}
+    assert images is example["image"]
+    assert ids is example["ids"]
+    assert set(named) == {"segments"}
     assert preprocessing.input_size == ((8, 8), 9)
     normal = preprocessing.normalize(example["image"])
     np.testing.assert_allclose(preprocessing.denormalize(normal), 0, atol=1e-6)
@@ -56,7 +59,8 @@ def test_transforms_of_images_and_texts_work_together(preprocessing):
     example = EXAMPLE
     for transform in build_transforms(sections, preprocessing):
         example = transform(example, np.random.default_rng(0))
-    assert example["image"].shape == (8, 8, 3) and example["ids"].shape == (9,)
+    assert example["image"].shape == (8, 8, 3)
+    assert example["ids"].shape == (9,)
     assert example["text"] in EXAMPLE["text"]
 
 
@@ -75,7 +79,8 @@ def test_it_travels(preprocessing):
     again = build(PREPROCESSING, section, "preprocessing")
     assert again.text.opened.hash == preprocessing.text.opened.hash
     assert again.image == preprocessing.image
-    assert again.text.lowercase and again.text.template == "see {}"
+    assert again.text.lowercase
+    assert again.text.template == "see {}"
 
 
 def test_forms_of_texts():
@@ -89,7 +94,8 @@ def test_forms_of_texts():
 def test_padding_that_is_attended():
     plain, attended = (run(prepare(attend_padding=a), EXAMPLE) for a in (False, True))
     np.testing.assert_array_equal(plain["ids"], attended["ids"])
-    assert plain["segments"].sum() < 9 and attended["segments"].all()
+    assert plain["segments"].sum() < 9
+    assert attended["segments"].all()
 
 
 def clip_tokenizer():
