@@ -32,6 +32,7 @@ from encoders.checkpoints.formats.hf_rules import (
     FAMILIES,
     activation,
     canonical,
+    check_types,
     decoder_positions,
     decoder_rules,
     decoder_sizes,
@@ -80,7 +81,7 @@ def read(path: pathlib.Path) -> Imported:
     family = families[model_type]
     config = {**family.defaults, **config}
     where = f"{path} ({model_type})"
-    _check_types(config, family.defaults, where)
+    check_types(config, family.defaults, where)
     if model_type in _TEXT_READERS:
         return with_tokenizer(_TEXT_READERS[model_type].read(path, config, where), path)
     model, image_size = _model_section(config, model_type, where)
@@ -122,22 +123,6 @@ def read(path: pathlib.Path) -> Imported:
         {name: value for name, value in tree.items() if name in heads},
         metadata,
     )
-
-
-def _check_types(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
-    """A field has its default's type; numbers that count something are positive."""
-    for field, default in defaults.items():
-        value = config[field]
-        if field in ("image_size", "patch_size") and isinstance(value, list):
-            fine = len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)
-        elif isinstance(default, bool | str):
-            fine = isinstance(value, type(default))
-        elif isinstance(default, int) and field != "mlp_ratio":
-            fine = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        else:
-            fine = isinstance(value, int | float) and not isinstance(value, bool)
-        if not fine:
-            raise CheckpointError(f"{where}: {field}={value!r} in config.json makes no sense.")
 
 
 def _model_section(

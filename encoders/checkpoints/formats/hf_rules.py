@@ -159,6 +159,26 @@ def activation(
     return known[name]
 
 
+def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
+    """A field has its default's type; numbers that count something are positive.
+
+    Raises:
+      CheckpointError: one has not.
+    """
+    for field, default in defaults.items():
+        value = config[field]
+        if field in ("image_size", "patch_size") and isinstance(value, list):
+            fine = len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)
+        elif isinstance(default, bool | str):
+            fine = isinstance(value, type(default))
+        elif isinstance(default, int) and field != "mlp_ratio":
+            fine = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        else:
+            fine = isinstance(value, int | float) and not isinstance(value, bool)
+        if not fine:
+            raise CheckpointError(f"{where}: {field}={value!r} in config.json makes no sense.")
+
+
 # transformers 5 renamed its modules, but saves under the old names; its encoder's rule also catches
 # MAE's decoder_layers (seen in 5.23), and its exporters may keep the new ones.
 _RENAMES = (

@@ -109,13 +109,22 @@ def linear(theirs: str, ours: str, d_in: int, d_out: int, bias: bool = True) -> 
 
 
 def fused_linear(
-    theirs: str, ours: Sequence[str], d_in: int, d_outs: Sequence[int], bias: bool = True
+    theirs: str,
+    ours: Sequence[str],
+    d_in: int,
+    d_outs: Sequence[int],
+    bias: bool = True,
+    *,
+    joint: str = ".",
 ) -> list[Rule]:
-    """One weight [sum(outs), in] against several kernels [in, out], in order, and the biases."""
+    """One weight [sum(outs), in] against several kernels [in, out], in order, and the biases.
+
+    `joint` stands before 'weight' and 'bias' in their names; PyTorch's own attention has a '_'.
+    """
     cuts = [int(cut) for cut in np.cumsum(d_outs)[:-1]]
     rules = [
         Rule(
-            ((f"{theirs}.weight", (sum(d_outs), d_in)),),
+            ((f"{theirs}{joint}weight", (sum(d_outs), d_in)),),
             tuple(f"{name}/kernel" for name in ours),
             lambda x: tuple(part.T for part in np.split(x, cuts)),
             lambda *parts: (np.concatenate([part.T for part in parts]),),
@@ -124,7 +133,7 @@ def fused_linear(
     if bias:
         rules.append(
             Rule(
-                ((f"{theirs}.bias", (sum(d_outs),)),),
+                ((f"{theirs}{joint}bias", (sum(d_outs),)),),
                 tuple(f"{name}/bias" for name in ours),
                 lambda x: tuple(np.split(x, cuts)),
                 lambda *parts: (np.concatenate(parts),),
@@ -151,7 +160,12 @@ def constant(theirs: str, value: np.ndarray) -> Rule:
 
 
 def patch_convolution(
-    theirs: str, ours: str, channels: int, patch: tuple[int, int], width: int
+    theirs: str,
+    ours: str,
+    channels: int,
+    patch: tuple[int, int],
+    width: int,
+    bias: bool = True,
 ) -> list[Rule]:
     """A strided convolution [D, C, ph, pw] against the kernel [ph*pw*C, D] of flattened patches."""
 
@@ -163,7 +177,7 @@ def patch_convolution(
 
     weight = (f"{theirs}.weight", (width, channels, *patch))
     kernel = Rule((weight,), (f"{ours}/kernel",), load, dump)
-    return [kernel, vector(f"{theirs}.bias", f"{ours}/bias", (width,))]
+    return [kernel, *([vector(f"{theirs}.bias", f"{ours}/bias", (width,))] if bias else [])]
 
 
 def tokens_and_positions(
@@ -218,6 +232,31 @@ def tokens_and_positions(
     return Rule(tuple(theirs), tuple(ours), load, dump)
 
 
+def reshaped(rule: Rule, *shapes: tuple[int, ...]) -> Rule:
+    """The same rule where their tensors have these shapes."""
+    names, before = zip(*rule.theirs, strict=True)
+    return Rule(
+        tuple(zip(names, shapes, strict=True)),
+        rule.ours,
+        lambda *arrays: rule.load(*(x.reshape(s) for x, s in zip(arrays, before, strict=True))),
+        lambda *arrays: tuple(
+            x.reshape(s) for x, s in zip(rule.dump(*arrays), shapes, strict=True)
+        ),
+    )
+
+
+def prefixed(rules: Sequence[Rule], theirs: str, ours: str) -> list[Rule]:
+    """The same rules for a part of a network: every name begins with `theirs`, or `ours`."""
+    return [
+        dataclasses.replace(
+            rule,
+            theirs=tuple((f"{theirs}{name}", shape) for name, shape in rule.theirs),
+            ours=tuple(f"{ours}{path}" for path in rule.ours),
+        )
+        for rule in rules
+    ]
+
+
 # --- applying them --------------------------------------------------------------------------------
 
 
@@ -259,7 +298,7 @@ def load_tensors(
     flat: dict[str, np.ndarray] = {}
     for rule in rules:
         arrays = rule.load(*(_float32(tensors[name]) for name, _ in rule.theirs))
-        flat.update(zip(rule.ours, map(np.ascontiguousarray, arrays), strict=True))
+        flat.update(zip(rule.ours, map(_contiguous, arrays), strict=True))
     return unflatten(flat), dropped
 
 
@@ -282,8 +321,12 @@ def dump_tensors(params: Tree, rules: Sequence[Rule], where: str) -> dict[str, n
         for (name, shape), array in zip(rule.theirs, arrays, strict=True):
             if array.shape != shape:
                 raise CheckpointError(f"{where}: '{name}' would be {array.shape}, not {shape}.")
-            tensors[name] = np.ascontiguousarray(array)
+            tensors[name] = _contiguous(array)
     return tensors
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, order="C")  # np.ascontiguousarray would make a vector of a number
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
