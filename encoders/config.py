@@ -3,7 +3,8 @@
 A section names its class in a table (`name`) and every other field is a parameter of that class:
 the signature is the schema. Unknown, missing and mistyped fields are errors that name the nearest
 valid field, and because nothing but signatures reads a config, a field that nothing reads cannot
-exist.
+exist. A parameter whose type is a base of the table's classes takes a section of its own, with a
+`name` in the same table: a model made of models.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def bind(
         raise ConfigError(f"{where}.name is missing.{nearest('', table)}")
     if name not in table:
         raise ConfigError(f"{where}.name: unknown name '{name}'.{nearest(name, table)}")
-    return functools.partial(table[name], **arguments(table[name], fields, where, **context))
+    found = _arguments(table[name], fields, where, table, **context)
+    return functools.partial(table[name], **found)
 
 
 def construct(target: Callable, fields: Any, where: str, **context: Any) -> Any:
@@ -76,6 +78,12 @@ def arguments(target: Callable, fields: Any, where: str, **context: Any) -> dict
     Raises:
       ConfigError: unknown, missing or mistyped field.
     """
+    return _arguments(target, fields, where, None, **context)
+
+
+def _arguments(
+    target: Callable, fields: Any, where: str, table: Mapping[str, Callable] | None, **context: Any
+) -> dict[str, Any]:
     parameters = inspect.signature(target).parameters
     hints = _hints(target)
     schema = {n: p for n, p in parameters.items() if n not in _IGNORED and n not in context}
@@ -83,7 +91,7 @@ def arguments(target: Callable, fields: Any, where: str, **context: Any) -> dict
     for field, value in dict(fields).items():
         if field not in schema:
             raise ConfigError(f"{where}.{field}: unknown field.{nearest(field, schema)}")
-        found[field] = check(value, hints.get(field, Any), f"{where}.{field}")
+        found[field] = check(value, hints.get(field, Any), f"{where}.{field}", table)
     for field, parameter in schema.items():
         if field not in found and parameter.default is inspect.Parameter.empty:
             raise ConfigError(f"{where}.{field} is missing; it has no default.")
@@ -97,10 +105,16 @@ def _hints(target: Callable) -> dict[str, Any]:
     return typing.get_type_hints(target)
 
 
-def check(value: Any, expected: Any, where: str) -> Any:
+def check(
+    value: Any,
+    expected: Any,
+    where: str,
+    table: Mapping[str, Callable] = types.MappingProxyType({}),
+) -> Any:
     """Checks a config value against a type annotation; returns it as that type.
 
-    ints pass for floats, lists for tuples, and mappings for dataclasses (built recursively).
+    ints pass for floats, lists for tuples, and mappings for dataclasses (built recursively) and for
+    what a base of the classes of `table` is expected for (`build`).
 
     Raises:
       ConfigError: the value has another type.
@@ -112,10 +126,11 @@ def check(value: Any, expected: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
             try:
-                return check(value, option, where)
+                return check(value, option, where, table)
             except ConfigError as error:
                 # The error inside a nested section says more than "expected A or B".
-                if dataclasses.is_dataclass(option) and _is_mapping(value):
+                nested = dataclasses.is_dataclass(option) or _is_base(option, table)
+                if nested and _is_mapping(value):
                     raise error from None
         raise mismatch
     if origin is typing.Literal:
@@ -147,11 +162,21 @@ def check(value: Any, expected: Any, where: str) -> Any:
         if not _is_mapping(value):
             raise mismatch
         return _plain(value)
+    if _is_base(kind, table) and _is_mapping(value):
+        return build(table, value, where)
     if dataclasses.is_dataclass(kind) and _is_mapping(value):
         return construct(kind, value, where)
     if inspect.isclass(kind) and not isinstance(value, kind):
         raise mismatch
     return value
+
+
+def _is_base(kind: Any, table: Mapping[str, Callable] | None) -> bool:
+    """Whether a type is one that the classes of a table are derived from, with no fields itself."""
+    if not inspect.isclass(kind) or kind is object or dataclasses.is_dataclass(kind):
+        return False
+    classes = [entry for entry in (table or {}).values() if inspect.isclass(entry)]
+    return any(issubclass(entry, kind) and entry is not kind for entry in classes)
 
 
 def _is_mapping(value: Any) -> bool:

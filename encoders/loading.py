@@ -283,7 +283,7 @@ def _write_native(directory: pathlib.Path, encoder: Encoder, heads: bool) -> Non
     if heads:
         tree |= encoder.heads
     files.write_json(directory / files.CONFIG, config)
-    flat = {path: np.ascontiguousarray(jax.device_get(x)) for path, x in flatten(tree).items()}
+    flat = {path: np.asarray(jax.device_get(x), order="C") for path, x in flatten(tree).items()}
     files.write_tensors(directory / files.WEIGHTS, flat)
 
 
@@ -359,14 +359,17 @@ def section_of(table: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
         raise CheckpointError(
             f"{type(module).__name__}: is none of the known kinds, {', '.join(table)}."
         )
-    return {"name": name, **_fields_of(module)}
+    return {"name": name, **_fields_of(table, module)}
 
 
-def _fields_of(value: Any) -> dict[str, Any]:
+def _fields_of(table: Mapping[str, Any], value: Any) -> dict[str, Any]:
     fields = {}
     for field in dataclasses.fields(value):
         if field.name in ("name", "parent", "encoder", "teacher", "vocabulary") or not field.init:
             continue
         entry = getattr(value, field.name)
-        fields[field.name] = _fields_of(entry) if dataclasses.is_dataclass(entry) else entry
+        if dataclasses.is_dataclass(entry):
+            known = type(entry) in table.values()
+            entry = section_of(table, entry) if known else _fields_of(table, entry)
+        fields[field.name] = entry
     return fields

@@ -30,7 +30,7 @@ class WordTable(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """dropout(norm(words[ids] + positions[position] + token_types[type])).
+    """dropout(norm(words[ids] + positions[position] + token_types[type])), or without the norm.
 
     An id beyond its table gives NaN, not some other row: inside a compiled step nothing can raise.
 
@@ -45,6 +45,7 @@ class TextEmbeddings(nn.Module):
       dropout: rate after the norm; stream 'dropout'.
       positions: 'learned', 'sinusoidal' (a fixed table), or anything else for no such table.
       norm_bias: whether the norm has a bias.
+      norm: whether there is a norm.
     """
 
     vocab_size: int
@@ -56,6 +57,7 @@ class TextEmbeddings(nn.Module):
     dropout: float = 0.0
     positions: str = "learned"
     norm_bias: bool = True
+    norm: bool = True
 
     @nn.compact
     def __call__(
@@ -97,7 +99,8 @@ class TextEmbeddings(nn.Module):
         elif self.positions == "sinusoidal":
             fixed = jnp.asarray(sincos1d(self.num_positions, self.embedding_dim), x.dtype)
             x = x + self._placed(fixed, ids, positions)
-        x = LayerNorm(self.norm_eps, self.norm_bias, name="norm")(x)
+        if self.norm:
+            x = LayerNorm(self.norm_eps, self.norm_bias, name="norm")(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
     def _placed(self, rows: jax.Array, ids: jax.Array, positions: jax.Array | None) -> jax.Array:

@@ -2,12 +2,14 @@
 
 from encoders.models.albert import ALBERT
 from encoders.models.bert import BERT
+from encoders.models.clip_text import CLIPText
 from encoders.models.deberta import DeBERTa
 from encoders.models.distilbert import DistilBERT
 from encoders.models.electra import ELECTRA
 from encoders.models.graphcodebert import GraphCodeBERT
 from encoders.models.modernbert import ModernBERT
 from encoders.models.roberta import RoBERTa
+from encoders.models.towers import Towers
 from encoders.models.unixcoder import UniXcoder
 from encoders.models.vit import ViT
 from encoders.models.xlnet import XLNet
@@ -15,12 +17,14 @@ from encoders.models.xlnet import XLNet
 MODELS = {
     "albert": ALBERT,
     "bert": BERT,
+    "clip_text": CLIPText,
     "deberta": DeBERTa,
     "distilbert": DistilBERT,
     "electra": ELECTRA,
     "graphcodebert": GraphCodeBERT,
     "modernbert": ModernBERT,
     "roberta": RoBERTa,
+    "towers": Towers,
     "unixcoder": UniXcoder,
     "vit": ViT,
     "xlnet": XLNet,

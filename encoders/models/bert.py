@@ -21,7 +21,7 @@ from encoders.layers.embedding import TextEmbeddings, restarted_positions
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
 from encoders.layers.norm import LayerNorm
-from encoders.layers.pooling import masked_mean
+from encoders.layers.pooling import pool
 from encoders.layers.position import rotary1d
 from encoders.layers.relative import RelativeBias, alibi
 from encoders.layers.stack import Stack
@@ -31,7 +31,7 @@ Activation = Literal[
     "gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "swiglu", "geglu", "geglu_tanh"
 ]
 Positions = Literal["learned", "sinusoidal", "relative_bias", "rotary", "alibi", "none"]
-Pool = Literal["pooler", "cls", "mean", "none"]
+Pool = Literal["pooler", "cls", "mean", "last", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class BERT(nn.Module):
       num_token_types: segments that are told apart; 0 for none.
       pad_id: how positions are counted, see `TextEmbeddings`; it masks nothing, `mask` does.
       pool: 'pooler' (tanh of a linear layer on the first token), 'cls' (the first token), 'mean' of
-        the real tokens, or 'none'.
+        the real tokens, 'last' (the last real one), or 'none'.
       mlp: activation of the MLP, or kind of a gated one (see `Mlp`).
       pre_norm: the norms of a block come before attention and MLP, and one more after the last
         block (arXiv 2002.04745).
@@ -109,6 +109,7 @@ class BERT(nn.Module):
     remat: str = "none"
 
     modality = "text"
+    EMBEDDING_NORM = True  # not a field: it belongs to the family
 
     # Section 3 of the paper.
     SIZES = {  # noqa: RUF012
@@ -151,6 +152,7 @@ class BERT(nn.Module):
             self.dropout,
             self.positions,
             self.norm_bias,
+            self.EMBEDDING_NORM,
         )
 
     def embed(
@@ -296,7 +298,7 @@ class BERT(nn.Module):
             return jnp.tanh(Linear(x.shape[-1], kernel_init=kernel, name="pooler")(x[:, 0]))
         if self.pool == "cls":
             return x[:, 0]
-        return masked_mean(x, mask) if self.pool == "mean" else None
+        return None if self.pool == "none" else pool(x, mask, self.pool)
 
 
 # --- for text encoders of any family --------------------------------------------------------------

@@ -84,6 +84,8 @@ class ViT(nn.Module):
       pool: 'cls', 'mean' of the patches, 'map' (attention pooling over all tokens), or 'none'.
       norm_after_pool: the final norm is applied to the pooled vector and the tokens stay as the
         last block left them (timm's fc_norm; MAE's fine-tuning).
+      pre_norm: a norm before the first block as well, after positions and class token (CLIP).
+      patch_bias: whether the patch embedding has a bias.
       qkv_bias, mlp_bias, norm_bias, norm_eps, layer_scale, qk_norm, parallel, mlp: see `Block`.
       drop_path: rate of the last block, rising linearly from 0.
       dropout: rate after the positions and in the blocks.
@@ -107,6 +109,8 @@ class ViT(nn.Module):
     num_registers: int = 0
     pool: Literal["cls", "mean", "map", "none"] = "cls"
     norm_after_pool: bool = False
+    pre_norm: bool = False
+    patch_bias: bool = True
     qkv_bias: bool = True
     mlp_bias: bool = True
     norm_bias: bool = True
@@ -236,7 +240,7 @@ class ViT(nn.Module):
 
         # Patches are selected before they are embedded: dropped ones cost nothing.
         x = select(patchify(images, self.patch), keep)
-        x = Linear(size.width, kernel_init=init.patch, name="patch_embedding")(x)
+        x = Linear(size.width, self.patch_bias, init.patch, name="patch_embedding")(x)
         if replace is not None:
             where, token = replace
             x = jnp.where(select(where, keep)[..., None], token.astype(x.dtype), x)
@@ -254,6 +258,8 @@ class ViT(nn.Module):
         if rotary is not None:
             rotary = rotary_of_tokens(*rotary, self.num_prefix, keep)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        if self.pre_norm:
+            x = LayerNorm(self.norm_eps, self.norm_bias, name="norm_pre")(x)
 
         stack = Stack(size.depth, self._block(size), self.drop_path, self.scan, self.remat)
         nn.share_scope(self, stack)

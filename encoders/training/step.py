@@ -19,7 +19,8 @@ from encoders.training.state import TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, Any]
 
-_KEEP_FP32 = re.compile(r".*norm\d?/(scale|bias)")  # normalisation is computed in float32 anyway
+# Normalisation is computed in float32 anyway, and a temperature would be rounded by a percent.
+_KEEP_FP32 = re.compile(r".*norm(\d|_pre)?/(scale|bias)|(.*/)?logit_(scale|bias)")
 
 
 def cast_params(params: Any, dtype: jnp.dtype) -> Any:
