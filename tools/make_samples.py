@@ -3,15 +3,17 @@
     python -m tools.make_samples --fashion-mnist FOLDER    # its four IDX files, gzipped or not
     python -m tools.make_samples --banking77 FOLDER        # train.csv, test.csv, LICENSE
     python -m tools.make_samples --peps FOLDER             # pep-*.rst, once BANKING77 is there
+    python -m tools.make_samples --noto-emoji FOLDER       # captions.jsonl, its images, licences
 
 The same input gives the same records: the first 1,000 training and 200 test images of each class,
 in their order; all of BANKING77; every fifth of the public-domain PEPs as tokens, of a tokenizer
-trained on them and on BANKING77.
+trained on them and on BANKING77; all emoji without a skin tone, and a tokenizer of their captions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import pathlib
 import re
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
+from PIL import Image
 
 from encoders.data import records
 from encoders.data.paths import SAMPLES
@@ -40,6 +43,7 @@ _TEXTS = "group_size:20000,brotli:11"
 
 _EVERY_PEP, _EVERY_TEST = 5, 10  # of the documents; of those
 _VOCAB_SIZE = 6144
+_EVERY_TEST_EMOJI, _EMOJI_VOCAB_SIZE = 5, 2048
 # Lines of one repeated sign, such as rules below headings, would be most of the frequent tokens.
 _RULE = re.compile(r"^[ \t]*(?:[^\w\s]{3,}[ \t]*)+$\n?", re.MULTILINE)
 
@@ -196,10 +200,74 @@ def make_peps(folder: pathlib.Path, directory: pathlib.Path) -> None:
     write_info(directory, info)
 
 
+def make_emoji(folder: pathlib.Path, directory: pathlib.Path) -> None:
+    """Writes the emoji without a skin tone with their captions, and a tokenizer of these.
+
+    Args:
+      folder: captions.jsonl with 'file', 'emoji', 'name' and 'keywords' in every line, the files,
+        LICENSE-APACHE-2.0 of the images and cldr/LICENSE of the names.
+      directory: where to write.
+
+    Raises:
+      DataError: there are no captions or no licence.
+    """
+    captions = folder / "captions.jsonl"
+    if not captions.is_file():
+        raise DataError(f"--noto-emoji: {folder} has no captions.jsonl.")
+    lines = map(json.loads, captions.read_text(encoding="utf-8").splitlines())
+    rows = [row for row in lines if "skin tone" not in row["name"]]
+    test = rows[::_EVERY_TEST_EMOJI]
+    train = [row for i, row in enumerate(rows) if i % _EVERY_TEST_EMOJI]
+    splits = {}
+    for split, chosen in (("train", train), ("test", test)):
+        examples = (_emoji(folder, row) for row in chosen)
+        splits[split] = write_split(directory, split, examples, _IMAGES)
+    learned = [text for row in train for text in _captions(row)]
+    tokenizer = train_tokenizer(learned, "wordpiece", _EMOJI_VOCAB_SIZE, lowercase=True)
+    write_bytes(directory / "tokenizer.json", tokenizer.to_json().encode())
+    info = {
+        "name": "emoji",
+        "fields": {
+            "image": "an encoded file, RGB 72x72",
+            "text": "list of str: the name; the name and keywords",
+            "name": "str",
+            "emoji": "str",
+        },
+        "splits": splits,
+        "source": "https://github.com/googlefonts/noto-emoji, rasterised by "
+        "https://github.com/emoj-info/noto; https://github.com/unicode-org/cldr-json",
+        "licence": "images Apache-2.0, see LICENSE; names and keywords Unicode-3.0, see "
+        "LICENSE-UNICODE",
+        "attribution": "Noto Emoji, (c) Google LLC. Names and keywords: Unicode CLDR, (c) Unicode, "
+        "Inc. Changed: images are composed over white and stored as lossless WebP.",
+        "subset": "the emoji without a skin tone; every fifth is in 'test'",
+    }
+    write_info(directory, info)
+    for name, copy in (("LICENSE-APACHE-2.0", "LICENSE"), ("cldr/LICENSE", "LICENSE-UNICODE")):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} has no {name} to ship beside the data.")
+        shutil.copyfile(folder / name, directory / copy)
+
+
+def _captions(row: Mapping[str, Any]) -> list[str]:
+    return [row["name"], f"{row['name']}: {', '.join(row['keywords'])}"]
+
+
+def _emoji(folder: pathlib.Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    with Image.open(folder / row["file"]) as image:
+        image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    file = io.BytesIO()
+    white.convert("RGB").save(file, "WEBP", lossless=True, quality=100, method=6)
+    text = _captions(row)
+    return {"image": file.getvalue(), "text": text, "name": row["name"], "emoji": row["emoji"]}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the samples that are asked for."""
     parser = Parser(__doc__.splitlines()[0])
-    for flag in ("--fashion-mnist", "--banking77", "--peps"):
+    for flag in ("--fashion-mnist", "--banking77", "--peps", "--noto-emoji"):
         parser.add_argument(flag, type=pathlib.Path, metavar="FOLDER")
     flags = parser.parse(arguments)
     if not any(vars(flags).values()):
@@ -211,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_banking77(flags.banking77, SAMPLES / "banking77")
     if flags.peps:
         make_peps(flags.peps, SAMPLES / "peps")
+    if flags.noto_emoji:
+        make_emoji(flags.noto_emoji, SAMPLES / "emoji")
     return 0
 
 

@@ -36,7 +36,7 @@ class ImageTextPreprocessing:
     @property
     def for_objectives(self) -> dict[str, Any]:
         """What objectives may ask for by a parameter of that name."""
-        return {}
+        return {**self.image.for_objectives, **self.text.for_objectives}
 
     @property
     def for_transforms(self) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from encoders.data.vocabulary import Vocabulary
 from encoders.errors import ConfigError, DataError
 
 # What families call their special tokens, in the order of Vocabulary's fields. XLNet has <s> and
-# </s> too, but begins and ends texts with <cls> and <sep>. CLIP's tokenizer pads with the token
-# that ends a text, and so does SigLIP's; neither has a mask, and SigLIP's begins texts with nothing.
+# </s> too, but begins and ends texts with <cls> and <sep>. CLIP's tokenizer has only a beginning
+# and an end, SigLIP's no beginning; what such lack, no objective of theirs needs.
 _END = ("<|endoftext|>", "</s>", "<eos>")
 NAMES = {
     "pad_id": ("[PAD]", "<pad>", *_END),

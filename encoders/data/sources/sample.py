@@ -17,6 +17,9 @@ class Sample(ArrayRecord):
       & Vollgraf, arXiv 1708.07747; MIT).
     banking77: 10,003 train and 3,080 test questions to a bank, {'text', 'label'} of 77 intents
       (Casanueva et al., arXiv 2003.04807; CC BY 4.0).
+    emoji: 1,529 train and 383 test pictures of Noto Emoji, RGB 72×72, {'image', 'text', 'name',
+      'emoji'} with two captions each: the name in Unicode's CLDR, and the name with the keywords
+      there (Apache-2.0; Unicode-3.0). Its tokenizer is 'sample:emoji'.
 
     Text to pre-train on ships as tokens: source "tokens" with path "sample:peps".
 
@@ -25,7 +28,7 @@ class Sample(ArrayRecord):
       split: 'train' or 'test'.
     """
 
-    dataset: Literal["fashion_mnist", "banking77"] = "fashion_mnist"
+    dataset: Literal["fashion_mnist", "banking77", "emoji"] = "fashion_mnist"
     split: Literal["train", "test"] = "train"
     path: str = dataclasses.field(init=False)
     in_memory: bool | None = dataclasses.field(init=False, default=None)
