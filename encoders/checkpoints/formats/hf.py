@@ -1,6 +1,7 @@
 """Hugging Face transformers: ViT, DeiT, ViTMAE, DINOv2 with and without registers, in and out.
 
-Text encoders are read and written by the modules of `_TEXT`.
+Text encoders are read and written by the modules of `_TEXT`, image and text encoders that belong
+together by those of `_TOWERS`.
 
 Names are those of saved files, which transformers 4 and 5 share; names of transformers 5's modules
 are understood too. What differs between the families:
@@ -24,7 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from encoders.checkpoints.formats import files, hf_deberta, hf_modernbert, hf_text, hf_xlnet
+from encoders.checkpoints.formats import (
+    files,
+    hf_clip,
+    hf_deberta,
+    hf_modernbert,
+    hf_siglip,
+    hf_text,
+    hf_xlnet,
+)
 from encoders.checkpoints.formats.hf_processor import read_preprocessing, write_preprocessing
 from encoders.checkpoints.formats.hf_rules import (
     ACTIVATIONS,
@@ -56,7 +65,9 @@ from encoders.layers.position import sincos2d
 # Each has FAMILIES: model_type -> what has `defaults`, the config fields that a file may leave out;
 # MODELS: names in `encoders.models.MODELS` that it writes; and read and write, as `hf_text` has.
 _TEXT = (hf_text, hf_deberta, hf_modernbert, hf_xlnet)
+_TOWERS = (hf_clip, hf_siglip)  # of two towers: FAMILIES, read and write
 _TEXT_READERS = {model_type: module for module in _TEXT for model_type in module.FAMILIES}
+_TOWERS_READERS = {model_type: module for module in _TOWERS for model_type in module.FAMILIES}
 _TEXT_WRITERS = {name: module for module in _TEXT for name in module.MODELS}
 
 # --- in -------------------------------------------------------------------------------------------
@@ -72,7 +83,7 @@ def read(path: pathlib.Path) -> Imported:
     config = files.read_json(path / files.CONFIG)
     model_type = config.get("model_type")
     families = dict(FAMILIES)
-    for module in _TEXT:
+    for module in (*_TEXT, *_TOWERS):
         families |= module.FAMILIES
     if model_type not in families:
         raise CheckpointError(
@@ -84,6 +95,8 @@ def read(path: pathlib.Path) -> Imported:
     check_types(config, family.defaults, where)
     if model_type in _TEXT_READERS:
         return with_tokenizer(_TEXT_READERS[model_type].read(path, config, where), path)
+    if model_type in _TOWERS_READERS:
+        return _TOWERS_READERS[model_type].read(path, config, where)
     model, image_size = _model_section(config, model_type, where)
     tensors = canonical(files.read_tensors(path), model_type, where)
     fields, grid = (
@@ -218,6 +231,10 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     Raises:
       CheckpointError: something that none of the families has, named by its field.
     """
+    if exported.fields["name"] == "towers":
+        module = hf_clip if exported.fields["text"].get("causal") else hf_siglip
+        module.write(directory, exported)
+        return
     if exported.fields["name"] in _TEXT_WRITERS:
         _TEXT_WRITERS[exported.fields["name"]].write(directory, exported)
         if exported.preprocessing is not None:
