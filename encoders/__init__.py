@@ -2,6 +2,7 @@
 
 encoder = encoders.load("runs/x")      # a run, a checkpoint, a Hugging Face or timm directory
 out = encoder(images)                  # Encoded: tokens [B, T, D], pooled [B, D], mask [B, T]
+pair.similarity(images, texts)         # of two towers: logits [N, M]; embed_image, embed_text
 encoders.save(encoder, "dir", format="hf")
 """
 

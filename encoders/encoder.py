@@ -145,20 +145,20 @@ class TextEncoder(Encoder):
             )
         if ids.ndim != 2 or not ids.size:
             raise DataError(f"ids: expected a batch [B, T], got {ids.shape}.")
-        ids = _below(ids, "ids", self.module.vocab_size, "the vocabulary")
+        ids = ids_below(ids, "ids", self.module.vocab_size, "the vocabulary")
         given = {}
         if token_types is not None:
-            token_types = _like(ids, np.asarray(token_types), "token_types")
+            token_types = same_shape(ids, np.asarray(token_types), "token_types")
             rows = self.module.num_token_types
             if not rows:
                 kind = type(self.module).__name__
                 raise DataError(f"token_types: a {kind} has none; leave them out.")
-            given["token_types"] = _below(token_types, "token_types", rows, "the token types")
+            given["token_types"] = ids_below(token_types, "token_types", rows, "the token types")
         if segments is not None:
-            segments = _like(ids, np.asarray(segments), "segments")
-            given["segments"] = _below(segments, "segments", 2**31, "the segments")
+            segments = same_shape(ids, np.asarray(segments), "segments")
+            given["segments"] = ids_below(segments, "segments", 2**31, "the segments")
         if mask is not None:
-            mask = _like(ids, np.asarray(mask), "mask")
+            mask = same_shape(ids, np.asarray(mask), "mask")
             if not (mask.dtype == bool or np.isin(mask, (0, 1)).all()):
                 raise DataError("mask: expected True where a token is real and False elsewhere.")
             given["mask"] = mask.astype(bool)
@@ -248,10 +248,10 @@ class TextEncoder(Encoder):
             why = self.metadata.get("no_preprocessing") or "they came without any"
             raise DataError(f"there is no tokenizer with these weights to read texts with: {why}.")
         prompt = (self.metadata.get("embedding") or {}).get("prompt") or ""
-        texts = [prompt + text for text in _strings(texts, "texts")]
+        texts = [prompt + text for text in checked_texts(texts, "texts")]
         if others is not None and len(others) != len(texts):
             raise DataError(f"others: expected {len(texts)}, one for each text, got {len(others)}.")
-        parts = [texts] if others is None else [texts, _strings(others, "others")]
+        parts = [texts] if others is None else [texts, checked_texts(others, "others")]
         parts = [[self.preprocessing.prepare(text) for text in part] for part in parts]
         tokenizer, longest = self.preprocessing.opened, self.preprocessing.max_length
         tokens = zip(*map(tokenizer.batch_ids, parts), strict=True)
@@ -300,7 +300,7 @@ class TextEncoder(Encoder):
         return jax.jit(apply, static_argnames=("pooling", "normalize"))
 
 
-def _strings(texts: Any, name: str) -> list[str]:
+def checked_texts(texts: Any, name: str) -> list[str]:
     """A list of texts, checked.
 
     Raises:
@@ -325,13 +325,13 @@ def _hashable(layers: Layers) -> Literal["all"] | tuple[int, ...]:
     return "all" if layers == "all" else tuple(int(layer) for layer in layers)
 
 
-def _like(ids: np.ndarray, array: np.ndarray, name: str) -> np.ndarray:
+def same_shape(ids: np.ndarray, array: np.ndarray, name: str) -> np.ndarray:
     if array.shape != ids.shape:
         raise DataError(f"{name}: expected the shape of ids, {ids.shape}, got {array.shape}.")
     return array
 
 
-def _below(array: np.ndarray, name: str, size: int, what: str) -> np.ndarray:
+def ids_below(array: np.ndarray, name: str, size: int, what: str) -> np.ndarray:
     """The array as int32, if it holds integers in [0, size)."""
     if not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{name}: expected integers, got {array.dtype}.")

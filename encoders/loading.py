@@ -33,8 +33,10 @@ from encoders.encoder import Encoder, TextEncoder
 from encoders.errors import CheckpointError, nearest
 from encoders.layers.stack import unstack_layers
 from encoders.models import MODELS
+from encoders.models.towers import Towers
 from encoders.models.vit import ViT
 from encoders.objectives import OBJECTIVES
+from encoders.pair import PairEncoder
 from encoders.rules import unflatten
 
 Choice = Literal["auto", "ema", "params"]
@@ -66,7 +68,7 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
     pooling = (found.objective or {}).get("pooling")
     if pooling is not None and "embedding" not in metadata:  # what it was trained with
         metadata = {**metadata, "embedding": {"pooling": [pooling]}}
-    kind = TextEncoder if module.modality == "text" else Encoder
+    kind = {"text": TextEncoder, "image_text": PairEncoder}.get(module.modality, Encoder)
     return kind(module, variables, preprocessing, metadata, found.objective, heads)
 
 
@@ -288,11 +290,13 @@ def _write_native(directory: pathlib.Path, encoder: Encoder, heads: bool) -> Non
 
 
 def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
-    module = encoder.module
+    module, preprocessing = encoder.module, encoder.preprocessing
     params = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.variables["params"])))
+    if isinstance(module, Towers) and format in ("hf", "open_clip"):
+        return _exported_towers(module, params, preprocessing, format)
     if module.modality == "text" and format == "hf":
         fields = {**section_of(MODELS, module), **dataclasses.asdict(module.size)}
-        tokenizer = encoder.preprocessing and encoder.preprocessing.to_json()
+        tokenizer = preprocessing and preprocessing.to_json()
         if not heads:
             return Exported(fields, params, preprocessing=tokenizer)
         trees = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.heads)))
@@ -304,12 +308,42 @@ def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
             objective=objective,
             objective_params=trees,
         )
+    fields, image_size, channels = _images(module, params, preprocessing, format)
+    return Exported(
+        fields,
+        params,
+        image_size,
+        channels,
+        None if preprocessing is None else dataclasses.asdict(preprocessing),
+        objective=_resolved(encoder, module) if heads else None,
+        objective_params=unstack_layers(jax.device_get(encoder.heads)) if heads else {},
+        class_names=encoder.metadata.get("class_names"),
+    )
+
+
+def _exported_towers(module: Towers, params: Any, preprocessing: Any, format: str) -> Exported:
+    images = None if preprocessing is None else preprocessing.image
+    image, image_size, channels = _images(module.image, params["image"], images, format)
+    text = {**section_of(MODELS, module.text), **dataclasses.asdict(module.text.size)}
+    fields = {**section_of(MODELS, module), "image": image, "text": text}
+    if preprocessing is not None:
+        texts = preprocessing.text.to_json()
+        preprocessing = {"image": dataclasses.asdict(images), "text": texts}
+    return Exported(
+        {**fields, "embedding_dim": module.dim}, params, image_size, channels, preprocessing
+    )
+
+
+def _images(
+    module: nn.Module, params: Mapping[str, Any], preprocessing: Any, format: str
+) -> tuple[dict[str, Any], tuple[int, int], int]:
+    """Fields of an image encoder with sizes resolved, the image's (height, width), and channels."""
     if not isinstance(module, ViT):
         raise CheckpointError(
             f"format '{format}': writes a ViT, and this is {type(module).__name__}; "
             "use format='native'."
         )
-    patch, preprocessing = module.patch, encoder.preprocessing
+    patch = module.patch
     if "positions" in params:
         rows, columns = params["positions"].shape[:2]
         image_size = (rows * patch[0], columns * patch[1])
@@ -319,21 +353,9 @@ def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
         raise CheckpointError(
             f"format '{format}': needs an image size: neither positions nor preprocessing say one."
         )
-    objective = _resolved(encoder, module) if heads else None
-    return Exported(
-        fields={
-            **section_of(MODELS, module),
-            **dataclasses.asdict(module.size),
-            "patch_size": patch,
-        },
-        params=params,
-        image_size=image_size,
-        channels=params["patch_embedding"]["kernel"].shape[0] // (patch[0] * patch[1]),
-        preprocessing=None if preprocessing is None else dataclasses.asdict(preprocessing),
-        objective=objective,
-        objective_params=unstack_layers(jax.device_get(encoder.heads)) if heads else {},
-        class_names=encoder.metadata.get("class_names"),
-    )
+    sizes = {**dataclasses.asdict(module.size), "patch_size": patch}
+    channels = params["patch_embedding"]["kernel"].shape[0] // (patch[0] * patch[1])
+    return {**section_of(MODELS, module), **sizes}, image_size, channels
 
 
 def _resolved(encoder: Encoder, module: nn.Module) -> dict[str, Any]:
