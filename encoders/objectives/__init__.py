@@ -3,6 +3,7 @@
 from encoders.objectives.classification import Classification
 from encoders.objectives.data_flow import DataFlowLanguage
 from encoders.objectives.distillation import DistilledLanguage
+from encoders.objectives.image_text import SigmoidContrast, SoftmaxContrast
 from encoders.objectives.masked_image import MaskedImage
 from encoders.objectives.masked_language import MaskedLanguage
 from encoders.objectives.permutation import PermutationLanguage
@@ -28,4 +29,6 @@ OBJECTIVES = {
     "sentence_pair": SentencePair,
     "sentence_score": SentenceScore,
     "sentence_triplet": SentenceTriplet,
+    "sigmoid_contrast": SigmoidContrast,
+    "softmax_contrast": SoftmaxContrast,
 }

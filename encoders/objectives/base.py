@@ -26,8 +26,11 @@ class Objective(nn.Module):
     An objective that learns from a frozen network has a field `teacher` with its module. The
     training step holds the teacher's variables and passes them as the collection 'teacher'.
 
-    An objective whose loss compares examples with one another says `whole_batch`: a batch that was
-    cut into micro-batches would be another loss, so training refuses that.
+    An objective whose loss compares examples with one another says `whole_batch`: of a batch that
+    was cut into micro-batches it would be another loss. Where it is made of two methods,
+    `embed(batch, train=...)`, vectors of each example on its own, a dict of [B, ...], and
+    `compare(embedded, batch)`, the Outcome of all of them, training embeds part by part and
+    compares the whole (`training.step`); otherwise it refuses to cut.
 
     Attributes:
       encoder: the network that is trained; its parameters are in params['encoder'].
@@ -51,6 +54,15 @@ class Objective(nn.Module):
         Overridden by objectives whose examples are more than one input of the encoder.
         """
         return preprocessing.example_batch(rows)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Regexes of parameters that get no gradient, which the optimizer then leaves out."""
+        return ()
+
+    def constrained(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Parameters as they may be, from those that a step has led to."""
+        return params
 
     @staticmethod
     def alone(params: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ them). Each text becomes one vector, by `pooling`, and losses compare the vector
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -64,6 +65,18 @@ class SentenceObjective(TextObjective):
         found = self.pooled(self.encode(flat, train=train), self.pooling)
         return found.reshape(*rows["ids"].shape[:2], -1).astype(jnp.float32)
 
+    def embed(self, batch: Batch, *, train: bool = False) -> dict[str, jax.Array]:
+        """What examples are compared by, {'vectors': [B, K, D]}."""
+        return {"vectors": self.vectors(batch, train=train)}
+
+    def compare(self, embedded: Mapping[str, jax.Array], batch: Batch) -> Outcome:
+        """The loss and metrics of a batch from its vectors."""
+        raise NotImplementedError
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
+        """Returns the loss of a batch and what tells how good it is."""
+        return self.compare(self.embed(batch, train=train), batch)
+
     def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types of training."""
         batch = preprocessing.example_batch(rows)
@@ -110,13 +123,17 @@ class SentenceContrast(SentenceObjective):
         if self.projection:
             self.head = Linear(self.encoder.size.width, kernel_init=trunc_normal(0.02))
 
-    def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
-        """Returns the loss of a batch, and the share of anchors that find their counterpart."""
+    def embed(self, batch: Batch, *, train: bool = False) -> dict[str, jax.Array]:
+        """What examples are compared by, {'vectors': [B, 2 or K, D]}."""
         found = self.vectors(batch, train=train, copies=2 if self.num_texts == 1 else 1)
         if self.projection and (train or self.is_initializing()):
             found = jnp.tanh(self.head(found)).astype(jnp.float32)
+        return {"vectors": found}
+
+    def compare(self, embedded: Mapping[str, jax.Array], batch: Batch) -> Outcome:
+        """The loss of a batch, and the share of anchors that find their counterpart."""
         valid = valid_weights(batch)
-        losses, right = contrast(found, valid, self.temperature)
+        losses, right = contrast(embedded["vectors"], valid, self.temperature)
         metrics = {"accuracy": ((right * valid).sum(), valid.sum())}
         return Outcome((losses * valid).sum(), valid.sum(), metrics)
 
@@ -140,9 +157,9 @@ class SentenceTriplet(SentenceObjective):
     def texts(self) -> int:
         return 3
 
-    def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
-        """Returns the loss of a batch, and the share of triplets in the right order."""
-        near, far = triplet_distances(self.vectors(batch, train=train))
+    def compare(self, embedded: Mapping[str, jax.Array], batch: Batch) -> Outcome:
+        """The loss of a batch, and the share of triplets in the right order."""
+        near, far = triplet_distances(embedded["vectors"])
         losses, valid = jax.nn.relu(near - far + self.margin), valid_weights(batch)
         metrics = {"accuracy": (((near < far) * valid).sum(), valid.sum())}
         return Outcome((losses * valid).sum(), valid.sum(), metrics)
@@ -159,10 +176,10 @@ class SentenceScore(SentenceObjective):
 
     whole_batch = True
 
-    def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
-        """Returns the loss of a batch, which is one number, weighted by its examples."""
+    def compare(self, embedded: Mapping[str, jax.Array], batch: Batch) -> Outcome:
+        """The loss of a batch, which is one number, weighted by its examples."""
         valid = valid_weights(batch)
-        loss = cosent(self.vectors(batch, train=train), batch["score"], valid, self.scale)
+        loss = cosent(embedded["vectors"], batch["score"], valid, self.scale)
         return Outcome(loss * valid.sum(), valid.sum())
 
     def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
@@ -183,9 +200,9 @@ class SentencePair(SentenceObjective):
     def setup(self) -> None:
         self.head = Linear(self.num_classes, kernel_init=trunc_normal(0.02))
 
-    def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
-        """Returns the loss and accuracy of a batch."""
-        logits = self.head(pair_features(self.vectors(batch, train=train))).astype(jnp.float32)
+    def compare(self, embedded: Mapping[str, jax.Array], batch: Batch) -> Outcome:
+        """The loss and accuracy of a batch."""
+        logits = self.head(pair_features(embedded["vectors"])).astype(jnp.float32)
         likelihood = jax.nn.log_softmax(logits)
         losses = -jnp.take_along_axis(likelihood, batch["label"][:, None], axis=1)[:, 0]
         valid = valid_weights(batch)

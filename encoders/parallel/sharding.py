@@ -14,6 +14,7 @@ keys and values are gathered over `sequence`, and gradients of parameters are su
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import re
 from collections.abc import Iterator
@@ -42,6 +43,16 @@ ACTIVATION_RULES: rules.Rules = (
     (r"(.*/)?blocks(_\d+|_rest)?(/.*)?", (BATCH_AXES, "sequence")),
     (r".*", (BATCH_AXES,)),
 )
+
+_MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+def current_mesh() -> Mesh | None:
+    """The mesh of the step that is being traced (`batch_major_activations`), or None outside one.
+
+    For what a partitioner cannot find by itself, such as a ring (`parallel.contrast`).
+    """
+    return _MESH.get()
 
 
 def parameter_specs(
@@ -126,7 +137,8 @@ def named(mesh: Mesh, specs: Any) -> Any:
 
 @contextlib.contextmanager
 def batch_major_activations(mesh: Mesh, rows: int) -> Iterator[None]:
-    """While tracing: pins every module output that has `rows` rows as ACTIVATION_RULES say.
+    """While tracing: pins every module output that has `rows` rows as ACTIVATION_RULES say, and
+    makes the mesh the current one.
 
     Or a multiple of them: an example may be several texts, one after the other. Without it the
     partitioner may decide to shard activations like the FSDP weights they meet.
@@ -156,8 +168,9 @@ def batch_major_activations(mesh: Mesh, rows: int) -> Iterator[None]:
             return out
         return pin(out, "/".join(context.module.path))
 
-    if mesh.size == 1:
-        yield
-    else:
-        with nn.intercept_methods(interceptor):
+    token = _MESH.set(mesh)
+    try:
+        with nn.intercept_methods(interceptor) if mesh.size > 1 else contextlib.nullcontext():
             yield
+    finally:
+        _MESH.reset(token)

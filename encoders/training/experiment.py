@@ -71,7 +71,7 @@ class Experiment:
                 f"micro-batches; the nearest that can is "
                 f"{max(1, round(rows / (shards * micro))) * shards * micro}."
             )
-        if micro > 1 and self.objective.whole_batch:
+        if micro > 1 and self.objective.whole_batch and not hasattr(self.objective, "embed"):
             raise ConfigError(
                 f"hardware.micro_batches: {type(self.objective).__name__} compares the examples of "
                 f"a whole batch, which {micro} parts would change; set it to 1, and model.remat to "
@@ -204,9 +204,10 @@ class Experiment:
 
     @functools.cached_property
     def _optimizer(self) -> tuple[Any, Any]:
-        return make_optimizer(
-            self.sections.optimizer, durations=self.durations, params=self.param_shapes
-        )
+        section = dict(self.sections.optimizer)
+        if self.objective.frozen:
+            section["frozen"] = (*section.get("frozen", ()), *self.objective.frozen)
+        return make_optimizer(section, durations=self.durations, params=self.param_shapes)
 
     @property
     def optimizer(self) -> Any:

@@ -1,4 +1,11 @@
-"""The one training step, for every encoder, objective and mesh."""
+"""The one training step, for every encoder, objective and mesh.
+
+Micro-batches add up, because losses are sums. Where a loss compares all examples of a batch with
+each other they do not, and the step goes through them twice (GradCache, arXiv 2101.06983): it
+embeds part by part without keeping what led there, compares all embeddings at once, and then embeds
+each part again to carry the gradient of its embeddings to the parameters. The result is that of one
+batch; the price a second forward pass.
+"""
 
 from __future__ import annotations
 
@@ -57,52 +64,102 @@ def make_step(
     update_norm, lr; and `finite`, a bool per parameter leaf in the order of `jax.tree.leaves`.
     """
 
-    def summed_loss(params, stats, teacher, batch, keys):
+    def apply(state, params, stats, rows, *arguments, **options):
         variables = {"params": cast_params(params, compute_dtype), **stats}
-        if teacher is not None:
-            variables["teacher"] = teacher
-        with batch_major_activations(mesh, batch["row"].shape[0]):
-            outcome, updated = objective.apply(
-                variables, batch, train=True, rngs=keys, mutable=list(stats)
-            )
-        metrics = {"loss": (outcome.loss, outcome.weight), **outcome.metrics}
-        return outcome.loss, (metrics, updated)
+        if state.teacher is not None:
+            variables["teacher"] = state.teacher
+        with batch_major_activations(mesh, rows):
+            return objective.apply(variables, *arguments, **options)
 
-    gradient = jax.grad(summed_loss, has_aux=True)
+    def forward(state, params, stats, batch, keys, **options):
+        """What a method of the objective makes of a (micro-)batch, and the statistics after it."""
+        options |= {"train": True, "rngs": keys, "mutable": list(stats)}
+        return apply(state, params, stats, batch["row"].shape[0], batch, **options)
+
+    def losses(outcome):
+        return outcome.loss, {"loss": (outcome.loss, outcome.weight), **outcome.metrics}
+
+    def at_once(state, batch, keys, stats):
+        """(gradients, metrics, statistics) of a batch, or of a part of one."""
+
+        def loss(params):
+            outcome, updated = forward(state, params, stats, batch, keys)
+            value, metrics = losses(outcome)
+            return value, (metrics, updated)
+
+        grads, (metrics, updated) = jax.grad(loss, has_aux=True)(state.params)
+        return grads, metrics, updated
+
+    def added_up(state, parts, keys_of):
+        """The same of a batch in parts, whose losses add up."""
+
+        def add(carry, part):
+            grads, stats = carry
+            index, batch = part
+            new, metrics, stats = at_once(state, batch, keys_of(index), stats)
+            return (jax.tree.map(jnp.add, grads, new), stats), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (grads, stats), metrics = jax.lax.scan(add, (zeros, state.stats), parts)
+        return grads, jax.tree.map(lambda x: x.sum(0), metrics), stats
+
+    def compared(state, parts, keys_of, batch):
+        """The same of a batch in parts, whose embeddings are compared."""
+
+        def embed(params, stats, part):
+            index, rows = part
+            return forward(state, params, stats, rows, keys_of(index), method="embed")
+
+        def embed_next(stats, part):
+            embedded, stats = embed(state.params, stats, part)
+            return stats, embedded
+
+        def loss(params, embedded):
+            rows = batch["row"].shape[0]
+            return losses(
+                apply(state, params, state.stats, rows, embedded, batch, method="compare")
+            )
+
+        stats, embedded = jax.lax.scan(embed_next, state.stats, parts)
+        slopes = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        (grads, slopes), metrics = slopes(state.params, jax.tree.map(joined, embedded))
+
+        def add(grads, part_and_slopes):
+            part, slopes = part_and_slopes
+            _, pull = jax.vjp(lambda params: embed(params, state.stats, part)[0], state.params)
+            return jax.tree.map(jnp.add, grads, *pull(slopes)), None
+
+        grads, _ = jax.lax.scan(add, grads, (parts, jax.tree.map(cut, slopes)))
+        return grads, metrics, stats
+
+    # Strided, so that every device cuts its own rows and nothing moves between devices.
+    def cut(x):
+        return x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+    def joined(x):
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         corrupt, dropout = jax.random.split(key)
         batch = normalized(normalize, batch)
 
-        def micro_step(stats, index, rows):
-            keys = {"corrupt": corrupt, "dropout": jax.random.fold_in(dropout, index)}
-            return gradient(state.params, stats, state.teacher, rows, keys)
+        def keys_of(index):
+            return {"corrupt": corrupt, "dropout": jax.random.fold_in(dropout, index)}
 
         if micro_batches == 1:
-            grads, (metrics, stats) = micro_step(state.stats, 0, batch)
+            grads, metrics, stats = at_once(state, batch, keys_of(0), state.stats)
         else:
-
-            def accumulate(carry, index_and_rows):
-                grads, stats = carry
-                new, (metrics, stats) = micro_step(stats, *index_and_rows)
-                return (jax.tree.map(jnp.add, grads, new), stats), metrics
-
-            # Strided, so that every device cuts its own rows and nothing moves between devices.
-            cut = {
-                k: v.reshape(-1, micro_batches, *v.shape[1:]).swapaxes(0, 1)
-                for k, v in batch.items()
-            }
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            (grads, stats), metrics = jax.lax.scan(
-                accumulate, (zeros, state.stats), (jnp.arange(micro_batches), cut)
-            )
-            metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+            parts = (jnp.arange(micro_batches), jax.tree.map(cut, batch))
+            if objective.whole_batch:
+                grads, metrics, stats = compared(state, parts, keys_of, batch)
+            else:
+                grads, metrics, stats = added_up(state, parts, keys_of)
 
         weight = jnp.maximum(metrics["loss"][1], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = objective.constrained(optax.apply_updates(state.params, updates))
         average = state.ema
         if average is not None:
             average = optax.incremental_update(params, average, 1.0 - ema)

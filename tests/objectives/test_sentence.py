@@ -16,6 +16,7 @@ from encoders.errors import ConfigError
 from encoders.layers.pooling import POOLINGS, pool
 from encoders.models.bert import BERT
 from encoders.objectives import OBJECTIVES
+from encoders.objectives.base import Objective
 from encoders.objectives.ranking import ranking_losses
 from encoders.objectives.sentence import contrast, cosent, pair_features, triplet_distances
 from encoders.parallel.mesh import make_mesh, to_device
@@ -148,7 +149,11 @@ def test_padding_examples_count_for_nothing(name):
 
 def run(name, mesh):
     """Loss and gradients of one training step, dropout included."""
-    module, given = CASES[name]
+    return run_module(CASES[name][0], name, mesh)
+
+
+def run_module(module, name, mesh, micro_batches=1):
+    given = CASES[name][1]
     params, optimizer = initial(name), optax.sgd(1.0)
     placed = jax.device_put(params, named(mesh, parameter_specs(params, mesh, min_size=1)))
     state = TrainState(jnp.int32(3), placed, {}, optimizer.init(placed))
@@ -159,6 +164,7 @@ def run(name, mesh):
         seed=7,
         normalize=lambda x: x,
         mesh=mesh,
+        micro_batches=micro_batches,
     )
     state, metrics = jit(step)(state, to_device(given, mesh))
     grads = jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
@@ -179,6 +185,22 @@ def test_negatives_of_other_devices_meet_the_right_anchors(name, sizes):
     close(loss, expected_loss)
     chex.assert_trees_all_close(grads, expected, atol=1e-5)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["contrast", "score"])
+def test_parts_of_a_batch_are_compared_as_a_whole(name):
+    """Without dropout, which each part draws anew."""
+    module, given = CASES[name]
+    params = {"params": initial(name)}
+
+    def loss(params):
+        outcome = module.apply(params, given)
+        return outcome.loss / outcome.weight
+
+    expected = jit(jax.value_and_grad(loss))(params)
+    plain = module.clone(encoder=ENCODER.clone(dropout=0.0, attention_dropout=0.0))
+    found = run_module(plain, name, make_mesh(devices=jax.devices()[:2]), micro_batches=4)
+    chex.assert_trees_all_close(found, (expected[0], expected[1]["params"]), atol=1e-5)
 
 
 def test_simcse_sees_two_dropouts_and_evaluation_none():
@@ -229,11 +251,16 @@ def test_an_experiment_has_the_shapes_of_its_objective():
     assert set(experiment.param_shapes) == {"encoder"}
 
 
-def test_micro_batches_are_refused_where_examples_are_compared():
-    with pytest.raises(ConfigError, match="SentenceContrast compares the examples of a whole"):
-        Experiment({**CONFIG, "hardware": {"micro_batches": 2}})
-    triplet = {**CONFIG, "objective": {"name": "sentence_triplet"}}
-    Experiment({**triplet, "hardware": {"micro_batches": 2}})
+def test_micro_batches_are_refused_where_examples_cannot_be_compared_afterwards(monkeypatch):
+    class Whole(Objective):
+        whole_batch = True
+
+    monkeypatch.setitem(OBJECTIVES, "whole", Whole)
+    micro = {**CONFIG, "hardware": {"micro_batches": 2}}
+    with pytest.raises(ConfigError, match="Whole compares the examples of a whole"):
+        Experiment({**micro, "objective": {"name": "whole"}})
+    for name in ("sentence_contrast", "sentence_triplet"):
+        Experiment({**micro, "objective": {"name": name}})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""Contrast of images and texts: each is told its counterpart from those of the whole batch.
+
+What differs from other objectives: the encoder is two towers (`Towers`), and an example is a pair,
+batch['image'] [B, H, W, C] with batch['ids'] and batch['segments'] int32 [B, T].
+
+  softmax_contrast   CLIP (arXiv 2103.00020), ALIGN (2102.05918), LiT (2111.07991)
+  sigmoid_contrast   SigLIP (2303.15343)
+
+LiT is `locked` of the towers, FLIP (2212.00794) is `token_drop` of the image tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from encoders.errors import ConfigError
+from encoders.models.towers import Towers
+from encoders.objectives.base import Batch, Objective, valid_weights
+from encoders.parallel.contrast import contrast, fingerprints
+from encoders.parallel.sharding import current_mesh
+from encoders.types import Outcome
+
+
+class ImageTextObjective(Objective):
+    """Base of losses over all pairs of an image and a text of the global batch.
+
+    The loss is a sum over examples. Its metrics are the shares of images and of texts that fit
+    their counterpart better than all others, and the scale of the cosines.
+
+    Attributes:
+      encoder: the two towers.
+      duplicates: whether other examples may have the same caption, ids for ids, and are then no
+        counterexamples.
+    """
+
+    duplicates: bool = False
+
+    whole_batch = True
+    kind = "softmax"  # of `parallel.contrast`; not a field: it belongs to the class
+
+    def embed(self, batch: Batch, *, train: bool = False) -> dict[str, jax.Array]:
+        """Embeddings of a (micro-)batch, {'image': [B, E], 'text': [B, E]}, of length 1.
+
+        Raises:
+          ConfigError: the encoder is not two towers, or a text is longer than its tower.
+        """
+        if not isinstance(self.encoder, Towers):
+            raise ConfigError(
+                f"objective: {type(self).__name__} compares images with texts, and model is "
+                f"{type(self.encoder).__name__}; name 'towers'."
+            )
+        return {
+            "image": self.encoder.embed_image(batch["image"], train=train),
+            "text": self.encoder.embed_text(batch["ids"], segments=batch["segments"], train=train),
+        }
+
+    def compare(self, embedded: Mapping[str, jax.Array], batch: Batch) -> Outcome:
+        """The loss of a whole batch from its embeddings."""
+        scale, bias = self.encoder.scale_and_bias()
+        valid = valid_weights(batch)
+        caption = fingerprints(batch["ids"]) if self.duplicates else None
+        image, text = embedded["image"], embedded["text"]
+        found = contrast(self.kind, image, text, scale, bias, valid, caption, current_mesh())
+        count, one = valid.sum(), jnp.float32(1)
+        metrics = {
+            "image_to_text": (found.image_to_text, count),
+            "text_to_image": (found.text_to_image, count),
+            "logit_scale": (jax.lax.stop_gradient(scale), one),
+        }
+        if self.encoder.logit_bias is not None:
+            metrics["logit_bias"] = (jax.lax.stop_gradient(bias), one)
+        return Outcome(found.loss, count, metrics)
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
+        """Returns the loss of a batch, and how many examples find their counterpart."""
+        return self.compare(self.embed(batch, train=train), batch)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Those of the locked towers."""
+        return tuple(f"encoder/{regex}" for regex in self.encoder.frozen)
+
+    def constrained(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the scale at most the encoder's largest, as after CLIP's steps (section 2.5)."""
+        limit = self.encoder.max_logit_scale
+        if limit is None:
+            return params
+        towers = dict(params["encoder"])
+        towers["logit_scale"] = jnp.minimum(towers["logit_scale"], limit)
+        return {**params, "encoder": towers}
+
+    def flops(self, input_size: tuple[tuple[int, int], int]) -> float:
+        """Forward FLOPs per training example; comparing vectors is next to nothing."""
+        return self.encoder.flops(input_size, train=True)
+
+
+class SoftmaxContrast(ImageTextObjective):
+    """Cross-entropy of each image's text among all texts, and of each text's image, halved."""
+
+    kind = "softmax"
+
+
+class SigmoidContrast(ImageTextObjective):
+    """Tells pair by pair whether image and text belong together: no sum over the others.
+
+    All pairs of an image count, so the loss of an example is a sum of B terms.
+    """
+
+    kind = "sigmoid"
