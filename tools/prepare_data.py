@@ -2,6 +2,7 @@
 
     python -m tools.prepare_data --from folder --input PHOTOS --to DIR --split train
     python -m tools.prepare_data --from tfds --input imagenet2012 --to DIR --split train
+    python -m tools.prepare_data --from pairs --input captions.csv --to DIR --text-field caption
     python -m tools.prepare_data --from idx --input FOLDER --to DIR --split test
     python -m tools.prepare_data --from text --input 'books/*.txt' --unit file --to DIR \\
         --train-tokenizer wordpiece --vocab-size 30522 --sentences
@@ -24,6 +25,7 @@ from typing import Any, get_args
 from encoders.data.pipeline import available_cores
 from encoders.data.sources import Source
 from encoders.data.sources.folder import Folder
+from encoders.data.sources.pairs import Pairs
 from encoders.data.sources.tar import Tar
 from encoders.data.sources.text import Text
 from encoders.data.sources.tfds import Tfds, open_builder
@@ -37,17 +39,20 @@ from tools.preparing.shards import Recipe, prepare, shard_count
 from tools.preparing.texts import TextRecipe, find_tokenizer
 
 _OF_IMAGES = ("image_size", "quality")
-_OF_TEXTS = (
-    *("unit", "text_field", "tokenizer", "train_tokenizer", "vocab_size", "lowercase"),
-    "sentences",
-)
+_OF_TEXTS = ("unit", "tokenizer", "train_tokenizer", "vocab_size", "lowercase", "sentences")
+_READ = {  # options that a kind of input reads; the others read those of images
+    "text": (*_OF_TEXTS, "text_field"),
+    "pairs": (*_OF_IMAGES, "text_field", "image_field", "folder"),
+    "tfds": (*_OF_IMAGES, "text_field"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepares one split."""
     flags = _parser().parse(arguments)
     kind = "text" if flags.kind == "text" else "image"
-    for name in _OF_TEXTS if kind == "image" else _OF_IMAGES:
+    read = _READ.get(flags.kind, _OF_IMAGES)
+    for name in sorted({*_READ["text"], *_READ["pairs"]} - {*read}):
         if getattr(flags, name):
             raise ConfigError(f"--{name.replace('_', '-')}: means nothing to --from {flags.kind}.")
     for name in ("shards", "image_size", "quality", "vocab_size", "threads"):
@@ -69,13 +74,13 @@ def _parser() -> Parser:
         "--from",
         dest="kind",
         required=True,
-        choices=("folder", "tar", "tfds", "idx", "text"),
+        choices=("folder", "tar", "tfds", "idx", "pairs", "text"),
         help="kind of input",
     )
     parser.add_argument(
         "--input",
         required=True,
-        help="folder, tar pattern, name in TFDS, folder of IDX files, or pattern of texts",
+        help="folder, tar pattern, name in TFDS, folder of IDX files, or pattern of texts or pairs",
     )
     parser.add_argument("--to", required=True, metavar="DIR", help="directory to write")
     parser.add_argument("--split", default="train", help="its name in DIR; also the split to read")
@@ -90,13 +95,16 @@ def _parser() -> Parser:
     images.add_argument(
         "--download", action="store_true", help="of TFDS: download it first, which needs TensorFlow"
     )
+    pairs = parser.add_argument_group("pairs of an image and its captions")
+    pairs.add_argument("--image-field", help="column of the image's path; default 'image'")
+    pairs.add_argument("--folder", help="of the images; default: that of the table")
     texts = parser.add_argument_group("texts")
     texts.add_argument(
         "--unit",
         choices=get_args(Unit),
         help="what one document of a txt file is; default: what stands between blank lines",
     )
-    texts.add_argument("--text-field", help="column of the text; default 'text'")
+    texts.add_argument("--text-field", help="column or field of the text; default 'text'")
     texts.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json, or directory with one")
     texts.add_argument("--train-tokenizer", choices=get_args(Kind), help="or train one")
     texts.add_argument("--vocab-size", type=int, help="of the trained one; default 32,768")
@@ -108,9 +116,11 @@ def _parser() -> Parser:
 def _images(flags: Any) -> Recipe:
     source = _open(flags)
     quality = flags.quality or 95
+    captions = {} if flags.text_field is None else {"text_field": flags.text_field}
     job = {
         "kind": flags.kind,
         "input": flags.input,
+        **captions,
         "count": len(source),
         "shards": shard_count(flags.shards, len(source)),
         "image_size": flags.image_size,
@@ -146,11 +156,19 @@ def _open(flags: Any) -> Source:
         return Folder(path=flags.input)
     if flags.kind == "tar":
         return Tar(path=flags.input)
+    if flags.kind == "pairs":
+        columns = {"image": flags.image_field or "image", "text": flags.text_field or "text"}
+        return Pairs(path=flags.input, folder=flags.folder, **columns)
     if flags.kind == "idx":
         return IdxSource(path=flags.input, split=flags.split)
     if flags.download:
         _download(flags.input, flags.data_dir)
-    return Tfds(dataset=flags.input, split=flags.split, data_dir=flags.data_dir)
+    return Tfds(
+        dataset=flags.input,
+        split=flags.split,
+        data_dir=flags.data_dir,
+        text_field=flags.text_field,
+    )
 
 
 def _download(dataset: str, data_dir: str | None) -> None:

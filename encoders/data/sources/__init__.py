@@ -4,6 +4,7 @@ from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.base import CorruptExample, Source
 from encoders.data.sources.folder import Folder
 from encoders.data.sources.mixture import Mixture
+from encoders.data.sources.pairs import Pairs
 from encoders.data.sources.python_code import PythonCode
 from encoders.data.sources.sample import Sample
 from encoders.data.sources.sentence_pairs import SentencePairs
@@ -18,6 +19,7 @@ SOURCES = {
     "array_record": ArrayRecord,
     "folder": Folder,
     "mixture": Mixture,
+    "pairs": Pairs,
     "python_code": PythonCode,
     "sample": Sample,
     "sentence_pairs": SentencePairs,

@@ -17,6 +17,7 @@ from array_record.python import array_record_module
 
 from encoders.data import records
 from encoders.data.sources.base import CorruptExample, Source, check_directory
+from encoders.data.sources.captions import captioned
 from encoders.errors import DataError, nearest
 
 SUFFIX = ".array_record"
@@ -35,11 +36,13 @@ class ArrayRecord(Source):
       split: which split of info.json.
       in_memory: read all records at once at first use; None does so below 64 MiB, where it costs
         nothing and lets the shards be compressed in large groups.
+      text_field: the field with captions, which becomes 'text'; None leaves all as it is.
     """
 
     path: str
     split: str = "train"
     in_memory: bool | None = None
+    text_field: str | None = None
 
     def __post_init__(self) -> None:
         self._directory = pathlib.Path(self.path).expanduser()
@@ -84,9 +87,10 @@ class ArrayRecord(Source):
         shard = self._shard(number)
         try:
             record = shard[offset] if isinstance(shard, list) else shard.read([offset])[0]
-            return records.unpack(record)
+            example = records.unpack(record)
         except (ValueError, IndexError, RuntimeError) as error:
             raise CorruptExample(f"unreadable record ({error})") from error
+        return captioned(example, self.text_field)
 
     def _describe(self, index: int) -> str:
         number = bisect.bisect_right(self._ends, index)

@@ -32,6 +32,7 @@ class Sample(ArrayRecord):
     split: Literal["train", "test"] = "train"
     path: str = dataclasses.field(init=False)
     in_memory: bool | None = dataclasses.field(init=False, default=None)
+    text_field: str | None = dataclasses.field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.path = str(SAMPLES / self.dataset)

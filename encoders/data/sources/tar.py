@@ -24,6 +24,7 @@ import numpy as np
 
 from encoders.data import records
 from encoders.data.sources.base import CorruptExample, Source, check_directory
+from encoders.data.sources.captions import captions, one_or_all
 from encoders.data.sources.folder import IMAGE_SUFFIXES
 from encoders.errors import DataError
 
@@ -35,16 +36,18 @@ _TEXT_SUFFIXES = (".cls", ".txt", ".json")
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Tar(Source):
-    """Examples in tar files: an image, and its label from .cls or .json, and a text from .txt.
+    """Examples in tar files: an image, its label from .cls or .json, its text from .txt or .json.
 
     Attributes:
       path: a folder of .tar files, a pattern ('/data/train-*.tar'), or a range
         ('/data/train-{0000..0146}.tar').
       label_key: the field of .json files that is the label.
+      text_key: the field of .json files that is the text, or a list of texts; .txt goes before it.
     """
 
     path: str
     label_key: str = "label"
+    text_key: str = "text"
 
     def __post_init__(self) -> None:
         self._shards = find_shards(self.path)
@@ -79,9 +82,13 @@ class Tar(Source):
                     example["label"] = int(data)
                 elif suffix == ".txt":
                     example["text"] = data.decode("utf-8")
-                elif self.label_key in (fields := json.loads(data)):
-                    example["label"] = int(fields[self.label_key])
-            except (ValueError, TypeError) as error:
+                else:
+                    fields = json.loads(data)
+                    if self.label_key in fields:
+                        example["label"] = int(fields[self.label_key])
+                    if "text" not in example and (texts := captions(fields.get(self.text_key))):
+                        example["text"] = one_or_all(texts)
+            except (ValueError, TypeError, AttributeError) as error:
                 raise CorruptExample(f"damaged {suffix} file ({error})") from error
         return example
 

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from encoders.data.sources.base import CorruptExample, Source
+from encoders.data.sources.captions import captioned
 from encoders.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,14 @@ class Tfds(Source):
       dataset: name, with config and version where they matter: 'imagenet2012', 'cifar10:3.0.2'.
       split: 'train', or a slice such as 'train[:90%]'.
       data_dir: where data sets were prepared; None is ~/tensorflow_datasets or $TFDS_DATA_DIR.
+      text_field: the field with captions, which becomes 'text', such as 'captions.text' of
+        coco_captions; None leaves all as it is.
     """
 
     dataset: str
     split: str = "train"
     data_dir: str | None = None
+    text_field: str | None = None
 
     def __post_init__(self) -> None:
         self._data = open_tfds(self.dataset, self.split, self.data_dir)
@@ -49,9 +53,10 @@ class Tfds(Source):
 
     def _read(self, index: int) -> dict[str, Any]:
         try:
-            return self._data[index]
+            example = self._data[index]
         except self._unreadable as error:
             raise CorruptExample(f"unreadable record ({error})") from error
+        return captioned(example, self.text_field)
 
     def _describe(self, index: int) -> str:
         return f"{self.dataset} {self.split} example {index}"
