@@ -347,6 +347,8 @@ def _images(
     if "positions" in params:
         rows, columns = params["positions"].shape[:2]
         image_size = (rows * patch[0], columns * patch[1])
+        if preprocessing is not None and module.grid(preprocessing.image_size) == (rows, columns):
+            image_size = preprocessing.image_size  # more than patches tile, where a rest is cut off
     elif preprocessing is not None:
         image_size = preprocessing.image_size
     else:

@@ -86,6 +86,8 @@ class ViT(nn.Module):
         last block left them (timm's fc_norm; MAE's fine-tuning).
       pre_norm: a norm before the first block as well, after positions and class token (CLIP).
       patch_bias: whether the patch embedding has a bias.
+      crop_rest: pixels at the right and at the bottom that fill no patch are cut off, as strided
+        convolutions do (SigLIP So400m/14 at 384); otherwise such images are an error.
       qkv_bias, mlp_bias, norm_bias, norm_eps, layer_scale, qk_norm, parallel, mlp: see `Block`.
       drop_path: rate of the last block, rising linearly from 0.
       dropout: rate after the positions and in the blocks.
@@ -111,6 +113,7 @@ class ViT(nn.Module):
     norm_after_pool: bool = False
     pre_norm: bool = False
     patch_bias: bool = True
+    crop_rest: bool = False
     qkv_bias: bool = True
     mlp_bias: bool = True
     norm_bias: bool = True
@@ -169,7 +172,13 @@ class ViT(nn.Module):
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches in an image of (height, width) pixels."""
-        return patch_grid(image_size, self.patch)
+        return patch_grid(self._tiled(image_size), self.patch)
+
+    def _tiled(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of what patches are cut from."""
+        if not self.crop_rest:
+            return tuple(image_size)
+        return tuple(n // patch * patch for n, patch in zip(image_size, self.patch, strict=True))
 
     def num_kept(self, image_size: tuple[int, int]) -> int:
         """Patches of an image that are encoded in training, after token dropping.
@@ -238,6 +247,8 @@ class ViT(nn.Module):
             noise = jax.random.uniform(self.make_rng("dropout"), (batch, patches))
             keep = jnp.argsort(noise, axis=1)[:, : self.num_kept(images.shape[1:3])]
 
+        height, width = self._tiled(images.shape[1:3])
+        images = images[:, :height, :width]
         # Patches are selected before they are embedded: dropped ones cost nothing.
         x = select(patchify(images, self.patch), keep)
         x = Linear(size.width, self.patch_bias, init.patch, name="patch_embedding")(x)

@@ -200,10 +200,10 @@ CASES = {
     ),
     "hf_siglip": Case(_hf("Siglip", _SIGLIP_TEXT, _SQUARE), (32, 32), "sigmoid", _save_siglip),
     "hf_siglip2": Case(
-        _hf("Siglip", _SIGLIP_TEXT, {**_SQUARE, "image_size": 40}),
-        (40, 40),
+        _hf("Siglip", _SIGLIP_TEXT, {**_SQUARE, "image_size": 44}),  # half a patch is cut off
+        (44, 44),
         "sigmoid",
-        _save_hf({**_SIGLIP_PROCESSOR, "size": {"height": 40, "width": 40}}, _siglip2_tokenizer),
+        _save_hf({**_SIGLIP_PROCESSOR, "size": {"height": 44, "width": 44}}, _siglip2_tokenizer),
     ),
 }
 
@@ -370,7 +370,8 @@ def outputs(name: str, model: torch.nn.Module) -> dict[str, np.ndarray]:
         if _GRADIENTS.fullmatch(parameter_name) and parameter.grad is not None:
             found[f"gradients/{parameter_name}"] = parameter.grad
     result = {key: value.detach().numpy().astype(np.float32) for key, value in found.items()}
-    return {"ids": ids.astype(np.int32), "segments": segments, **result}
+    given = {"image_size": np.array(case.image_size), "ids": ids.astype(np.int32)}
+    return {**given, "segments": segments, **result}
 
 
 def _loss(logits: torch.Tensor, kind: str) -> torch.Tensor:

@@ -165,9 +165,11 @@ def part(
 
 def image_section(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Fields of a ViT that CLIP's and SigLIP's towers share."""
-    patch = pair(config["patch_size"])
+    patch, image = pair(config["patch_size"]), pair(config["image_size"])
+    cut = image[0] % patch[0] or image[1] % patch[1]
     return {
         "name": "vit",
+        **({"crop_rest": True} if cut else {}),
         **{ours: config[theirs] for ours, theirs in _FIELDS.items()},
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
         "mlp": activation(config, "hidden_act", f"{where}, vision_config", ACTIVATIONS),
