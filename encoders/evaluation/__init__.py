@@ -5,23 +5,27 @@ from encoders.evaluation.classification import Classification
 from encoders.evaluation.features import FeatureExtractor
 from encoders.evaluation.few_shot import FewShot
 from encoders.evaluation.fine_tuning import FineTuning
+from encoders.evaluation.image_text_retrieval import ImageTextRetrieval
 from encoders.evaluation.knn import KNN
 from encoders.evaluation.linear_probe import LinearProbe
 from encoders.evaluation.masked_accuracy import MaskedAccuracy
 from encoders.evaluation.reconstruction import Reconstruction
 from encoders.evaluation.retrieval import Retrieval
 from encoders.evaluation.similarity import Similarity
+from encoders.evaluation.zero_shot import ZeroShot
 
 EVALUATORS = {
     "classification": Classification,
     "few_shot": FewShot,
     "fine_tuning": FineTuning,
+    "image_text_retrieval": ImageTextRetrieval,
     "knn": KNN,
     "linear_probe": LinearProbe,
     "masked_accuracy": MaskedAccuracy,
     "reconstruction": Reconstruction,
     "retrieval": Retrieval,
     "sts": Similarity,
+    "zero_shot": ZeroShot,
 }
 
 __all__ = ["EVALUATORS", "Evaluator", "FeatureExtractor"]

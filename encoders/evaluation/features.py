@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from encoders.data import Preprocessing, Source
+from encoders.data import ImageTextPreprocessing, Preprocessing, Source
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
 from encoders.layers.pooling import pool
@@ -143,8 +143,18 @@ class FeatureExtractor:
         self.preprocessing = preprocessing
         self.mesh = mesh
         self.cache_bytes = cache_bytes
+        self._parts: dict[str, FeatureExtractor] = {}
         self._compiled: list[tuple[tuple, Callable]] = []
         self._cache: collections.deque[_Entry] = collections.deque()
+
+    def part(self, name: str) -> FeatureExtractor:
+        """The extractor for the inputs of one of two towers, 'image' or 'text'."""
+        if name not in self._parts:
+            preprocessing = getattr(self.preprocessing, name)
+            self._parts[name] = FeatureExtractor(
+                preprocessing, self.mesh, cache_bytes=self.cache_bytes
+            )
+        return self._parts[name]
 
     def encoder(
         self, module: nn.Module, variables: Mapping[str, Any], split: Split, feature: Feature
@@ -159,7 +169,13 @@ class FeatureExtractor:
         split: Split,
         features: tuple[Feature, ...],
     ) -> tuple[Labelled, ...]:
-        """Several features of an encoder with given weights, in one pass over the data."""
+        """Several features of an encoder with given weights, in one pass over the data.
+
+        Of two towers they are those of the image tower.
+        """
+        if _is_pair(module):
+            tower = {"params": variables["params"]["image"]}
+            return self.part("image").encoder_features(module.image, tower, split, features)
         return self._extract(("encoder", module, features), variables, split, keep=variables)
 
     def random(
@@ -171,6 +187,9 @@ class FeatureExtractor:
         seed: int,
     ) -> Labelled:
         """Features of the same architecture with random weights, placed as `like` is."""
+        if _is_pair(module):
+            tower = {"params": like["params"]["image"]}
+            return self.part("image").random(module.image, tower, split, feature, seed)
 
         def variables() -> Any:
             return self._random_variables(module, like, seed)
@@ -180,6 +199,8 @@ class FeatureExtractor:
 
     def pixels(self, split: Split) -> Labelled:
         """Raw pixels as features; see `pixels`."""
+        if isinstance(self.preprocessing, ImageTextPreprocessing):
+            return self.part("image").pixels(split)
         return self._extract(("pixels", None, ()), {}, split, keep=("pixels",))[0]
 
     def ids(self, split: Split) -> Labelled:
@@ -310,6 +331,10 @@ class FeatureExtractor:
         self._cache.append(new)
         while sum(entry.nbytes for entry in self._cache) > self.cache_bytes:
             self._cache.popleft()
+
+
+def _is_pair(module: Any) -> bool:
+    return getattr(module, "modality", None) == "image_text"
 
 
 def _field(batch: Mapping[str, jax.Array], field: str, baseline: str) -> jax.Array:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 import numpy as np
-from PIL import Image
 
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import Evaluator, batches, on_mesh, place
+from encoders.evaluation.contact_sheet import save_picture
 from encoders.parallel.mesh import to_host
 
 PANELS = ("target", "masked", "prediction")
@@ -87,12 +87,7 @@ class Reconstruction(Evaluator):
     def _write(self, panels: Mapping[str, np.ndarray], step: int | None) -> None:
         chosen = np.unique(np.linspace(0, len(panels["target"]) - 1, self.examples).astype(int))
         rows = [self.preprocessing.denormalize(panels[name][chosen]) for name in PANELS]
-        folder = pathlib.Path(self.directory) / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = self.label if step is None else f"{self.label}_{step:08d}"
-        temporary = folder / f".{name}.tmp"
-        Image.fromarray(grid(np.stack(rows))).save(temporary, format="PNG")
-        temporary.replace(folder / f"{name}.png")
+        save_picture(grid(np.stack(rows)), pathlib.Path(self.directory), self.label, step)
 
 
 def grid(tiles: np.ndarray) -> np.ndarray:
