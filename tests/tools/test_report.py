@@ -192,6 +192,28 @@ def test_a_run_that_has_just_begun_and_one_without_pictures_have_reports(tmp_pat
     assert "Raw pixels" not in page.text
 
 
+def test_retrieval_is_held_against_chance(tmp_path):
+    evaluators = {"retrieval": {"name": "image_text_retrieval", "test": sample("test")}}
+    directory = write_run(tmp_path / "pair", evaluators=False, config={"evaluators": evaluators})
+    with MetricWriter(directory, tensorboard=False) as writer:
+        for step, value in ((100, 0.1), (300, 0.4)):
+            found = {"image_to_text@1": value, "text_to_image@1": value / 2}
+            found |= {"chance_image_to_text@1": 0.01, "chance_text_to_image@1": 0.02}
+            writer.write(step, {f"eval/retrieval/{name}": v for name, v in found.items()})
+    (directory / "pictures").mkdir()
+    sheet = np.zeros((4, 4, 3), np.uint8)
+    Image.fromarray(sheet).save(directory / "pictures" / "retrieval_00000300.png")
+    build("--workdir", directory)
+    text, page = read(directory / "report.html")
+    assert "image to text R@1 is 40% , 40.0 times chance" in page.text
+    assert "text to image R@1 is 20% , 10.0 times chance" in page.text
+    assert "Image to text, chance 1.00%" in page.text
+    assert "Captions and the images they find" in page.text
+    assert "Reconstructions" not in page.text
+    assert "masked prediction" not in page.text
+    assert text.count("data:image/png;base64,") == 1
+
+
 def test_runs_are_compared(run, tmp_path):
     other = write_run(tmp_path / "second", probe=0.75, config={"batch_size": 64})
     build("--workdir", run, "--compare", other, "--output", tmp_path / "both.html")

@@ -12,6 +12,12 @@ from typing import Any
 from encoders.training.progress import duration
 from tools.report.charts import Bar, Line, bar_chart, count, line_chart, percent
 from tools.report.markup import grid, safe, section, share, table, words
+from tools.report.retrieval import (
+    KIND,
+    retrieval_charts,
+    retrieval_sentence,
+    retrieval_table,
+)
 from tools.report.runs import BASELINES, KINDS, Probe, Run, source_in_words
 
 BASELINE_COLORS = {
@@ -43,7 +49,8 @@ def page(runs: Sequence[Run]) -> str:
         _header(run),
         _tiles(run),
         section("Evaluation", _evaluation(runs)),
-        section("Reconstructions", _pictures(runs)),
+        section("Reconstructions", _pictures(runs, retrieval=False)),
+        section("Captions and the images they find", _pictures(runs, retrieval=True)),
         section("Training", _training(runs)),
         section("What ran", _what_ran(runs)),
         section("Configuration", _config(runs)),
@@ -132,20 +139,26 @@ def _evaluation(runs: Sequence[Run]) -> str:
     keys = list(dict.fromkeys(key for _, key in found))
     if not keys and not run.evaluators():
         return ""
-    parts = [f"<p>{text}</p>" for text in (_sentence(run), _language(run)) if text]
+    retrievals = [(r, key) for r in runs for key in r.evaluators() if r.kind(key) == KIND]
+    said = [_sentence(run), _language(run)]
+    said += [retrieval_sentence(other, key) for other, key in retrievals if other is run]
+    parts = [f"<p>{text}</p>" for text in said if text]
     rows = {key: [(r, found[r.name, key]) for r in runs if (r.name, key) in found] for key in keys}
     several = len(runs) > 1
     bars = [_bars(pairs, named=several) for pairs in rows.values()]
     charts = [_accuracy_over_steps(pairs, named=several) for pairs in rows.values()]
     charts += [_loss_over_steps(runs, key) for key in run.evaluators()]
     for key in run.evaluators():
-        if key not in keys:
+        if run.kind(key) == KIND:
+            charts += [chart for other in runs for chart in retrieval_charts(other, key)]
+        elif key not in keys:
             for metric in run.values(key):
                 title = f"{_kind(run, key)}: {words(metric)}"
                 charts.append(_curves(runs, f"eval/{key}/{metric}", title))
     parts += [grid(bars), grid(charts)]
     if keys:
         parts.append(_probe_table([pair for pairs in rows.values() for pair in pairs]))
+    parts += [retrieval_table(other, key) for other, key in retrievals]
     parts.append(_other_metrics(runs))
     return "\n".join(parts)
 
@@ -275,7 +288,7 @@ def _other_metrics(runs: Sequence[Run]) -> str:
         for run in runs
         for key in run.evaluators()
         for metric, value in run.values(key).items()
-        if metric not in known
+        if metric not in known and run.kind(key) != KIND
     ]
     if not rows:
         return ""
@@ -287,27 +300,30 @@ def _other_metrics(runs: Sequence[Run]) -> str:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def _pictures(runs: Sequence[Run]) -> str:
+def _pictures(runs: Sequence[Run], *, retrieval: bool) -> str:
     parts = []
     for run in runs:
         for label, files in run.pictures().items():
+            if (run.kind(label) == KIND) != retrieval:
+                continue
+            rows = () if retrieval else ("original", "masked", "prediction")
             title = _kind(run, label) + (f", {run.name}" if len(runs) > 1 else "")
-            parts.append(_figure(title, *files[-1]))
+            parts.append(_figure(title, rows, *files[-1]))
             # A few of the earlier ones, evenly spread, so that a long run's page stays small.
             earlier = files[:-1]
             earlier = earlier[:: max(1, -(-len(earlier) // 4))]
             if earlier:
-                shown = "".join(_figure(title, *file) for file in earlier)
+                shown = "".join(_figure(title, rows, *file) for file in earlier)
                 parts.append(f"<details><summary>Earlier</summary>{shown}</details>")
     return "\n".join(parts)
 
 
-def _figure(title: str, step: int | None, path: Any) -> str:
+def _figure(title: str, rows: Sequence[str], step: int | None, path: Any) -> str:
     encoded = base64.b64encode(path.read_bytes()).decode()
     when = "" if step is None else f", step {step:,}"
+    named = "".join(f"<span>{safe(row)}</span>" for row in rows)
     return (
-        '<figure><div class="rows"><span>original</span><span>masked</span>'
-        f'<span>prediction</span></div><img alt="{safe(title)}" '
+        f'<figure><div class="rows">{named}</div><img alt="{safe(title)}" '
         f'src="data:image/png;base64,{encoded}">'
         f"<figcaption>{safe(title)}{when}</figcaption></figure>"
     )

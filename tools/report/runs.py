@@ -25,6 +25,8 @@ KINDS = {
     "masked_accuracy": "Hidden tokens",
     "sts": "Sentence similarity",
     "retrieval": "Retrieval",
+    "zero_shot": "Zero-shot classification",
+    "image_text_retrieval": "Image–text retrieval",
     "reconstruction": "Reconstruction",
 }
 BASELINES = {
