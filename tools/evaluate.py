@@ -2,6 +2,8 @@
 
   python -m tools.evaluate --workdir runs/x [--step N] [--evaluator NAME ...]
   python -m tools.evaluate --model PATH --config configs/demo.py [--evaluator NAME ...]
+  python -m tools.evaluate --model PATH --evaluator zero_shot --images FOLDER
+      [--classes names.txt] [--templates templates.txt]
 
 --config.evaluators.knn.k=... changes fields as in training. The mesh is all devices of this
 machine, however many the run was trained on; --config.hardware.mesh.tensor=... says otherwise.
@@ -51,8 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", help="whose evaluators to run; a run has its own")
     parser.add_argument("--step", type=int, help="checkpoint of the run; by default the newest")
     parser.add_argument("--evaluator", nargs="+", metavar="NAME", help="by default all")
+    parser.add_argument("--images", help="what zero_shot classifies: a folder for each class, tars")
+    parser.add_argument("--classes", help="names of its classes, one on each line")
+    parser.add_argument("--templates", help="its sentences with {} for the class, one on each line")
     flags, overrides = parse(parser, arguments)
     config = _config(flags, overrides)
+    _set_zero_shot(config, flags)
     sections = _chosen(config, flags.evaluator)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("encoders").setLevel(logging.INFO)
@@ -67,7 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _config(flags: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     if flags.workdir is None and flags.config is None:
-        raise ConfigError("--model needs --config, which says what evaluators to run.")
+        if flags.images is None:
+            raise ConfigError("--model needs --config, which says what evaluators to run.")
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: there is no --config to change.")
+        return {"evaluators": {}, "hardware": {"mesh": {}}}
+    if flags.workdir is None and any(change.startswith("preprocessing") for change in overrides):
+        raise ConfigError("--config.preprocessing: that of --model travels with its weights.")
     if flags.workdir is None and flags.step is not None:
         raise ConfigError("--step is a checkpoint of a run; --model has one set of weights.")
     if flags.config is not None:
@@ -82,6 +94,34 @@ def _config(flags: argparse.Namespace, overrides: Sequence[str]) -> dict[str, An
     for override in overrides:
         apply_override(config, override)
     return config
+
+
+def _set_zero_shot(config: dict[str, Any], flags: argparse.Namespace) -> None:
+    """Puts --images, --classes and --templates into the section of zero_shot, or makes one."""
+    given = {k: getattr(flags, k) for k in ("classes", "templates") if getattr(flags, k)}
+    if flags.images is not None:
+        given["test"] = _images(flags.images)
+    if not given:
+        return
+    sections = config.setdefault("evaluators", {})
+    chosen = flags.evaluator or ["zero_shot"]
+    known = [k for k in chosen if sections.get(k, {"name": k})["name"] == "zero_shot"]
+    if not known:
+        raise ConfigError("--images, --classes and --templates: are for --evaluator zero_shot.")
+    for name in known:
+        sections[name] = {"name": "zero_shot", **sections.get(name, {}), **given}
+        if "test" not in sections[name]:
+            raise ConfigError(
+                f"evaluators.{name}.test: is missing; --images says what to classify."
+            )
+
+
+def _images(path: str) -> dict[str, Any]:
+    """The section of a source of images that have labels."""
+    directory = pathlib.Path(path).expanduser()
+    if (directory / "info.json").is_file():
+        return {"name": "array_record", "path": path, "split": "test"}
+    return {"name": "tar" if any(directory.glob("*.tar")) else "folder", "path": path}
 
 
 def _chosen(config: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
@@ -102,6 +142,7 @@ def load_run(workdir: str, config: Mapping[str, Any], step: int | None) -> Subje
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
+      ConfigError: texts would be prepared otherwise than in training.
     """
     from encoders import loading
     from encoders.checkpoints.store import CheckpointStore
@@ -119,6 +160,9 @@ def load_run(workdir: str, config: Mapping[str, Any], step: int | None) -> Subje
         raise CheckpointError(f"{directory}: there is no {asked}.{have}")
     step = steps[-1] if step is None else step
     preprocessing = build(PREPROCESSING, config["preprocessing"], "preprocessing")
+    with CheckpointStore(directory) as store:
+        of_weights = store.metadata(step)["preprocessing"]
+    _check_text(preprocessing, build(PREPROCESSING, of_weights, "preprocessing"))
     objective = build_objective(config, preprocessing)
     return Subject(
         objective=objective,
@@ -127,6 +171,19 @@ def load_run(workdir: str, config: Mapping[str, Any], step: int | None) -> Subje
         preprocessing=preprocessing,
         step=step,
     )
+
+
+def _check_text(here: Any, in_training: Any) -> None:
+    """Two towers score texts only as they were prepared in training."""
+    from encoders.data import ImageTextPreprocessing
+
+    if not isinstance(here, ImageTextPreprocessing):
+        return
+    if differences := here.text.differences(in_training.text):
+        raise ConfigError(
+            "preprocessing.text: texts were prepared in another way in training, and would score "
+            f"wrongly: here {', '.join(differences)}."
+        )
 
 
 def load_model(path: str) -> Subject:

@@ -89,6 +89,18 @@ class TextPreprocessing:
             text = text.lower()
         return " ".join(text.translate(_PUNCTUATION).split()) if self.strip_punctuation else text
 
+    def differences(self, other: TextPreprocessing) -> list[str]:
+        """What is prepared otherwise than by `other`, in words; nothing where ids are the same."""
+        names = ("max_length", "template", "lowercase", "strip_punctuation", "attend_padding")
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        pairs["pad_id"] = self.special.pad_id, other.special.pad_id
+        found = [
+            f"{k} {ours!r} and not {theirs!r}"
+            for k, (ours, theirs) in pairs.items()
+            if ours != theirs
+        ]
+        return found + ["another tokenizer"] * (self.opened.hash != other.opened.hash)
+
     @property
     def input_size(self) -> int:
         """T, what FLOPs are counted for."""
