@@ -2,12 +2,15 @@
 
 Images are prepared as the weights expect. The file holds:
 
-  features     [N, D] float32, the encoder's pooled output, if it pools; of --layer, that block's
-               class token, or the mean of its patches where the encoder pools in another way
+  features     [N, D] float32, the encoder's pooled output, if it pools, or of two towers the vector
+               that is compared with those of texts; of --layer, that block's class token, or the
+               mean of its patches where the encoder pools in another way
   tokens       [N, T, D] float32, with --tokens: all tokens, of the last layer or of --layer
   names        [N] file names, or shards and record numbers
   labels       [N] int32, and class_names, where the input has them
   corrupt      [K] names of images that could not be read; they are in no other array
+
+With --map their thumbnails are laid out on a page by the first two principal components.
 
 Texts (of txt, jsonl, csv, tsv and parquet) are read with the tokenizer that travels with the
 weights, and pooled and normalised as they say. The file holds:
@@ -27,7 +30,7 @@ import pathlib
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,7 @@ from encoders.errors import (
     exit_cleanly,
 )
 from launch.flags import Parser
+from tools.embedding_map import write_map
 from tools.texts import read_texts, report_corrupt
 
 
@@ -49,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="a run, a checkpoint, or other weights")
     parser.add_argument("--input", required=True, help="a folder, tar shards, ArrayRecord; texts")
     parser.add_argument("--output", required=True, help="the .npz file to write")
+    parser.add_argument("--map", help="also an .html file: a map of the images by their features")
     parser.add_argument("--layer", type=int, help="the block to read, negative from the end")
     parser.add_argument("--tokens", action="store_true", help="also write all tokens")
     parser.add_argument("--batch-size", type=int, default=64, help="images or texts per step")
@@ -61,18 +66,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--output {output}: expected a name that ends in .npz.")
     if flags.batch_size < 1:
         raise ConfigError(f"--batch-size: expected a number from 1, got {flags.batch_size}.")
+    if flags.map is not None and pathlib.Path(flags.map).suffix != ".html":
+        raise ConfigError(f"--map {flags.map}: expected a name that ends in .html.")
     # Imported late: a misspelt flag should not wait for jax.
     import encoders
     from encoders.training.progress import Progress
 
     encoder = encoders.load(flags.model)
     if encoder.module.modality == "text":
-        return _embed_texts(encoder, flags, output)
+        return _embed_texts(encoder.embed, flags, output)
+    pair = encoder.module.modality == "image_text"
+    if pair and pathlib.Path(flags.input).suffix in (".txt", ".jsonl", ".csv", ".tsv", ".parquet"):
+        return _embed_texts(encoder.embed_text, flags, output)
     source = open_input(flags.input, flags.split)
     if encoder.preprocessing is None:
         why = encoder.metadata.get("no_preprocessing") or "they came without any"
         raise CheckpointError(f"--model {flags.model}: its weights say no preprocessing: {why}.")
-    if not flags.tokens and flags.layer is None and encoder.module.pool == "none":
+    if pair and (flags.tokens or flags.layer is not None):
+        raise ConfigError("--tokens and --layer: two towers give one vector for an image.")
+    if not pair and not flags.tokens and flags.layer is None and encoder.module.pool == "none":
         raise ConfigError("--model does not pool; add --tokens, or --layer to read a block.")
     found = collections.defaultdict(list)
     done, began = 0, time.monotonic()
@@ -93,25 +105,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{k} {list(v.shape)}" for k, v in arrays.items() if k in ("features", "tokens")
     )
     print(f"wrote {output}: {shapes}")
+    if flags.map is not None:
+        if "features" not in arrays:
+            raise ConfigError("--map: needs features, and --model does not pool.")
+        title = f"{flags.input} by {flags.model}"
+        shown = write_map(
+            pathlib.Path(flags.map), title, source, arrays["names"], arrays["features"]
+        )
+        print(f"wrote {flags.map}: {shown} images")
     if len(arrays["corrupt"]):
         print(f"{len(arrays['corrupt'])} corrupt images left out, such as {arrays['corrupt'][0]}")
     return 0
 
 
-def _embed_texts(encoder: Any, flags: argparse.Namespace, output: pathlib.Path) -> int:
+def _embed_texts(make: Callable, flags: argparse.Namespace, output: pathlib.Path) -> int:
+    if flags.map is not None:
+        raise ConfigError("--map: is for images; texts have no pictures.")
     if flags.tokens or flags.layer is not None:
         raise ConfigError("--tokens and --layer: are for images; a text has one vector.")
     found = read_texts(flags.input, flags.field, "--input")
-    vectors = encoder.embed(found.texts, batch_size=flags.batch_size)
+    vectors = make(found.texts, batch_size=flags.batch_size)
     arrays = {"vectors": vectors, "names": found.names, "corrupt": found.corrupt}
     write(output, {k: np.asarray(v, np.str_) if k != "vectors" else v for k, v in arrays.items()})
     print(f"wrote {output}: vectors {list(vectors.shape)}")
-    report_corrupt(found)
+    report_corrupt(found.corrupt)
     return 0
 
 
-def open_input(path: str, split: str) -> Any:
+def open_input(path: str, split: str, flag: str = "--input") -> Any:
     """A source for a path: ArrayRecord with its info.json, tar files, or a folder of images.
+
+    Args:
+      path: of the files.
+      split: of ArrayRecord.
+      flag: of the command line that the path comes from, named in errors.
 
     Raises:
       DataError: nothing there that can be read.
@@ -120,7 +147,7 @@ def open_input(path: str, split: str) -> Any:
 
     directory = pathlib.Path(path).expanduser()
     if directory.is_file() and directory.suffix != ".tar":
-        raise DataError(f"--input {path}: is a file; give the folder it is in.")
+        raise DataError(f"{flag} {path}: is a file; give the folder it is in.")
     if (directory / "info.json").is_file():
         return SOURCES["array_record"](path=path, split=split)
     if directory.suffix == ".tar" or (directory.is_dir() and any(directory.glob("*.tar"))):
@@ -133,15 +160,26 @@ def embed(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the arrays of the output file, one batch after the other, in the source's order."""
     from encoders.data import eval_batches
+    from encoders.types import Encoded
 
     previous = None
     layers = () if layer is None else (layer,)
-    for batch in eval_batches(source, encoder.preprocessing.eval_transforms(), batch_size):
-        out = encoder(batch["image"], layers=layers)
+    pair = encoder.module.modality == "image_text"
+    for batch in eval_batches(source, image_preprocessing(encoder).eval_transforms(), batch_size):
+        if pair:
+            out = Encoded(None, None, encoder.embed_image(batch["image"]))
+        else:
+            out = encoder(batch["image"], layers=layers)
         if previous is not None:  # the device computes this batch while the host copies the last
             yield _collect(*previous, encoder, source, tokens)
         previous = out, batch
     yield _collect(*previous, encoder, source, tokens)
+
+
+def image_preprocessing(encoder: Any) -> Any:
+    """What an encoder of images, or the image tower of two, expects."""
+    both = encoder.module.modality == "image_text"
+    return encoder.preprocessing.image if both else encoder.preprocessing
 
 
 def _collect(

@@ -1,13 +1,18 @@
-"""Nearest texts of a corpus, or its most similar pairs, by the vectors of an encoder.
+"""Nearest texts or images of a corpus, or its most similar pairs, by the vectors of an encoder.
 
     python -m tools.search --model M --corpus docs.jsonl --query "..." [--rerank C] [--top 10]
     python -m tools.search --model M --corpus docs.jsonl --pairs [--time-cross-encoder C]
+    python -m tools.search --model M --corpus images/ --query "a smiling cat" [--sheet found.png]
+    python -m tools.search --model M --corpus captions.txt --query photo.jpg
 
 Every text is compared with every other: nothing is approximate, and the N x N similarities never
 exist whole. --vectors keeps the corpus's vectors in a file for the next search. --rerank reads the
 best --candidates again, each together with the query, with a cross-encoder (an encoder with the
 head of the objective 'ranking'). --time-cross-encoder times what vectors save: a sample of pairs is
 read by a cross-encoder, and its time multiplied by how many pairs there are.
+
+With two towers (CLIP, SigLIP) queries and corpus are texts or images, either finds either, and of
+images found a contact sheet is drawn; a query is an image where it is the name of an image file.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import numpy as np
 
 from encoders.errors import CheckpointError, ConfigError, DataError, StorageError, exit_cleanly
 from launch.flags import Parser
+from tools import search_images
 from tools.texts import Texts, read_texts, report_corrupt
 
 _WIDTH = 72  # characters of a text in a table
@@ -33,8 +39,17 @@ _PAPER = "65 hours against 5 seconds, 46,800 times (arXiv 1908.10084)"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Searches a corpus and prints a table."""
     flags = _parse(arguments)
-    corpus = read_texts(flags.corpus, flags.field, "--corpus")
-    encoder = _load_text(flags.model, "--model")
+    images = search_images.holds_images(flags.corpus)
+    corpus = None if images else read_texts(flags.corpus, flags.field, "--corpus")
+    encoder = _load(flags.model)
+    if images or encoder.module.modality == "image_text":
+        if encoder.module.modality == "text":
+            _refuse(encoder, f"--model {flags.model}", "images")
+        found, corrupt = search_images.search(encoder, flags)
+        what = "image" if images else "text"
+        return _finish({"corpus": flags.corpus, **found}, corrupt, flags, what)
+    if encoder.module.modality != "text":
+        _refuse(encoder, f"--model {flags.model}", "texts")
     cross = flags.rerank or flags.time_cross_encoder
     if cross is not None:
         cross = _load_text(cross, "--rerank" if flags.rerank else "--time-cross-encoder")
@@ -49,8 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = {"corpus": flags.corpus, "texts": len(corpus.texts), **found}
     if flags.time_cross_encoder is not None:
         result["timing"] = _time(cross, corpus, flags, embedded, seconds)
+    return _finish(result, corpus.corrupt, flags)
+
+
+def _finish(
+    result: dict[str, Any], corrupt: Sequence[str], flags: argparse.Namespace, what: str = "text"
+) -> int:
     _print(result)
-    report_corrupt(corpus)
+    report_corrupt(corrupt, what)
     if flags.output is not None:
         _write(pathlib.Path(flags.output), result)
     return 0
@@ -59,9 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--model", required=True, help="a run, a checkpoint, or other weights")
-    parser.add_argument("--corpus", required=True, help="txt, jsonl, csv, tsv or parquet")
+    parser.add_argument(
+        "--corpus", required=True, help="txt, jsonl, csv, tsv or parquet; images: a folder, tars"
+    )
     parser.add_argument("--field", default="text", help="column of the corpus's text")
-    parser.add_argument("--query", action="append", help="a text to find; can be repeated")
+    parser.add_argument(
+        "--query", action="append", help="a text, or an image file; can be repeated"
+    )
+    parser.add_argument("--split", default="train", help="of a corpus of prepared records")
+    parser.add_argument("--sheet", default="search.png", help="the contact sheet of found images")
     parser.add_argument("--pairs", action="store_true", help="the most similar pairs instead")
     parser.add_argument("--top", type=int, default=10, help="how many to show")
     parser.add_argument("--rerank", help="weights of a cross-encoder")
@@ -84,21 +111,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise ConfigError(
             "--time-cross-encoder: times the search for --pairs, without --vectors and --rerank."
         )
-    for name, suffix in (("vectors", ".npz"), ("output", ".json")):
+    for name, suffix in (("vectors", ".npz"), ("output", ".json"), ("sheet", ".png")):
         value = getattr(flags, name)
         if value is not None and pathlib.Path(value).suffix != suffix:
             raise ConfigError(f"--{name} {value}: expected a name that ends in {suffix}.")
     return flags
 
 
-def _load_text(path: str, flag: str) -> Any:
+def _load(path: str) -> Any:
     import encoders
 
-    encoder = encoders.load(path)
+    return encoders.load(path)
+
+
+def _load_text(path: str, flag: str) -> Any:
+    encoder = _load(path)
     if encoder.module.modality != "text":
-        kind = type(encoder.module).__name__
-        raise CheckpointError(f"{flag} {path}: is a {kind}, which encodes no texts.")
+        _refuse(encoder, f"{flag} {path}", "texts")
     return encoder
+
+
+def _refuse(encoder: Any, what: str, kind: str) -> None:
+    raise CheckpointError(f"{what}: is a {type(encoder.module).__name__}, which encodes no {kind}.")
 
 
 # --- vectors --------------------------------------------------------------------------------------
@@ -248,7 +282,10 @@ def _print(result: dict[str, Any]) -> None:
     for entry in result.get("results", ()):
         print(f"query: {entry['query']}")
         for rank, found in enumerate(entry["found"], start=1):
-            print(f"{rank:4}  {_numbers(found)}  {found['name']}: {_short(found['text'])}")
+            text = f": {_short(found['text'])}" if "text" in found else ""
+            print(f"{rank:4}  {_numbers(found)}  {found['name']}{text}")
+    if "sheet" in result:
+        print(f"wrote {result['sheet']}")
     for rank, found in enumerate(result.get("pairs", ()), start=1):
         first, second = found["first"], found["second"]
         print(f"{rank:4}  {_numbers(found)}  {first['name']}: {_short(first['text'])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from encoders.errors import DataError
@@ -70,9 +71,8 @@ def _open(path: str, field: str, flag: str) -> tuple[Any, bool]:
         raise DataError(f"{flag} {path}: {reason}") from error
 
 
-def report_corrupt(found: Texts) -> None:
-    """Prints how many texts were left out, if any were."""
-    if found.corrupt:
-        count = len(found.corrupt)
-        what = "text" if count == 1 else "texts"
-        print(f"{count} {what} left out, such as {found.corrupt[0]}")
+def report_corrupt(corrupt: Sequence[str], what: str = "text") -> None:
+    """Prints how many texts or images were left out, if any were."""
+    if corrupt:
+        many = "" if len(corrupt) == 1 else "s"
+        print(f"{len(corrupt)} {what}{many} left out, such as {corrupt[0]}")
