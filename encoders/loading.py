@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.checkpoints.formats import files, hf, sentence_transformers, timm
+from encoders.checkpoints.formats import files, hf, open_clip, sentence_transformers, timm
 from encoders.checkpoints.formats.mapping import Exported, Imported, flatten
 from encoders.checkpoints.store import CheckpointStore
 from encoders.config import build, to_plain
@@ -40,7 +40,7 @@ from encoders.pair import PairEncoder
 from encoders.rules import unflatten
 
 Choice = Literal["auto", "ema", "params"]
-FORMATS = ("native", "hf", "sentence-transformers", "timm")
+FORMATS = ("native", "hf", "open_clip", "sentence-transformers", "timm")
 _VERSION = 1
 
 
@@ -51,7 +51,8 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
     """Loads an encoder.
 
     Args:
-      path: a run, a checkpoint, what `save` wrote, or a Hugging Face or timm directory.
+      path: a run, a checkpoint, what `save` wrote, or a directory of Hugging Face, timm or
+        open_clip.
       weights: of a run, 'ema' takes the moving average, 'params' what was trained; 'auto' takes the
         average if the run kept one. Others have one set of weights, and ignore this.
 
@@ -149,10 +150,12 @@ def _read(path: str | os.PathLike, weights: Choice) -> Imported:
     if (path / sentence_transformers.MODULES).is_file():
         return sentence_transformers.read(path)
     if not (path / files.CONFIG).is_file():
+        if (path / open_clip.CONFIG).is_file() or any(path.glob("*.safetensors")):
+            return open_clip.read(path)
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         raise CheckpointError(
-            f"{path}: is no run, checkpoint, Hugging Face or timm directory: it has neither "
-            f"checkpoints/ nor {files.CONFIG}; it holds {held}."
+            f"{path}: is no run, checkpoint, or directory of Hugging Face, timm or open_clip: it "
+            f"has neither checkpoints/ nor {files.CONFIG}; it holds {held}."
         )
     config = files.read_json(path / files.CONFIG)
     if config.get("format") == "encoders":
@@ -225,7 +228,7 @@ def save(
     encoder: Encoder,
     directory: str | os.PathLike,
     *,
-    format: Literal["native", "hf", "sentence-transformers", "timm"] = "native",
+    format: Literal["native", "hf", "open_clip", "sentence-transformers", "timm"] = "native",
     heads: bool = False,
 ) -> None:
     """Saves an encoder into a new directory, which appears only when it is complete.
@@ -234,8 +237,9 @@ def save(
       encoder: what `load` returned, or made by hand.
       directory: must not exist, or be empty.
       format: 'native' keeps everything and needs no network code of others; 'hf' loads back in
-        transformers, 'sentence-transformers' there (with the way that `embed` pools), and 'timm' in
-        timm, with the same outputs. What those have no place for is an error that names the field.
+        transformers, 'sentence-transformers' there (with the way that `embed` pools), 'open_clip'
+        and 'timm' in those, with the same outputs. What those have no place for is an error that
+        names the field.
       heads: also writes what came with the encoder: a classifier or a decoder.
 
     Raises:
@@ -253,7 +257,7 @@ def save(
         exported = _exported(encoder, "hf", heads)
         write, arguments = sentence_transformers.write, (exported, embedding)
     else:
-        write = {"hf": hf.write, "timm": timm.write}[format]
+        write = {"hf": hf.write, "open_clip": open_clip.write, "timm": timm.write}[format]
         arguments = (_exported(encoder, format, heads),)
     with files.new_directory(directory) as temporary:
         write(temporary, *arguments)

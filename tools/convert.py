@@ -1,6 +1,7 @@
-"""Converts weights: python -m tools.convert SRC DST --to hf|timm|sentence-transformers|native.
+"""Converts weights: python -m tools.convert SRC DST --to FORMAT.
 
-SRC is a run, one of its checkpoints, a directory of transformers or timm, or what this tool wrote.
+SRC is a run, one of its checkpoints, a directory of transformers, timm or open_clip, or what this
+tool wrote. FORMAT is hf, timm, open_clip, sentence-transformers or native.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from encoders.errors import exit_cleanly
 from launch.flags import Parser
 
-_FORMATS = ("hf", "sentence-transformers", "timm", "native")
+_FORMATS = ("hf", "sentence-transformers", "timm", "open_clip", "native")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -258,7 +258,7 @@ def _open_clip() -> tuple[Any, Any]:
     return open_clip, timm
 
 
-def _open(**config: Any) -> Case:
+def _open(tokenizer: Callable[[], Any] | None = None, **config: Any) -> Case:
     image = config["vision_cfg"]
 
     def make() -> torch.nn.Module:
@@ -276,13 +276,15 @@ def _open(**config: Any) -> Case:
         safetensors.torch.save_file(tensors, directory / "open_clip_model.safetensors")
         content = {"model_cfg": config, "preprocess_cfg": _OPEN_PREPROCESS}
         (directory / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n")
+        if tokenizer is not None:
+            tokenizer().save_pretrained(directory)
 
     size = tuple(image["image_size"])
     return Case(make, size, "sigmoid" if "init_logit_bias" in config else "softmax", save)
 
 
 CASES |= {
-    "open_clip": _open(embed_dim=10, vision_cfg=_OPEN_IMAGE, text_cfg=_OPEN_TEXT),
+    "open_clip": _open(_clip_tokenizer, embed_dim=10, vision_cfg=_OPEN_IMAGE, text_cfg=_OPEN_TEXT),
     "open_clip_quick": _open(
         embed_dim=10,
         quick_gelu=True,
@@ -302,6 +304,7 @@ CASES |= {
         text_cfg={**_OPEN_TEXT, "pool_type": "last", "no_causal_mask": True},
     ),
     "open_clip_siglip": _open(
+        _siglip_tokenizer,
         embed_dim=24,
         init_logit_bias=-10,
         custom_text=True,
@@ -317,6 +320,7 @@ CASES |= {
             "no_causal_mask": True,
             "proj_bias": True,
             "pool_type": "last",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
             "norm_kwargs": {"eps": 1e-6},
             "act_kwargs": {"approximate": "tanh"},
         },
@@ -428,7 +432,7 @@ def _run_open(model: torch.nn.Module, pixels: Any, ids: Any, segments: Any) -> d
 
 def tokenized(directory: pathlib.Path) -> dict[str, Any]:
     """What transformers makes of `TEXTS` with the tokenizer of a directory."""
-    if "SiglipTokenizer" in (directory / "tokenizer_config.json").read_text():
+    if directory.name in ("hf_siglip", "open_clip_siglip"):  # their classes clean texts first
         tokenizer = _siglip_tokenizer()
         texts = [" ".join(re.sub(r"[^\w\s]", "", text.lower()).split()) for text in TEXTS]
     else:

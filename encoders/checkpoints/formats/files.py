@@ -49,14 +49,14 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads model.safetensors, or the shards that model.safetensors.index.json lists.
+def read_tensors(directory: pathlib.Path, weights: str = WEIGHTS) -> dict[str, np.ndarray]:
+    """Reads a file, model.safetensors, or the shards that model.safetensors.index.json lists.
 
     Raises:
       CheckpointError: there is no such file, only a pickle, or a file is damaged or incomplete.
     """
-    if (directory / WEIGHTS).is_file():
-        return _read_file(directory / WEIGHTS)
+    if (directory / weights).is_file():
+        return _read_file(directory / weights)
     if (directory / INDEX).is_file():
         return _read_shards(directory)
     others = sorted(directory.glob("*.safetensors"))
@@ -70,7 +70,7 @@ def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
             "(model.save_pretrained(..., safe_serialization=True))."
         )
     found = f"{len(others)} other .safetensors files and no index" if others else "no weights"
-    raise CheckpointError(f"{directory}: expected {WEIGHTS} or {INDEX}, found {found}.")
+    raise CheckpointError(f"{directory}: expected {weights} or {INDEX}, found {found}.")
 
 
 def _read_shards(directory: pathlib.Path) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from encoders.checkpoints.formats import files
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
+    Rule,
     dump_tensors,
     grid_of,
     linear,
@@ -77,17 +78,12 @@ def read(path: pathlib.Path) -> Imported:
     pretrained = config.get("pretrained_cfg", config)
     name = config["architecture"].partition(".")[0]
     where = f"{path} ({name})"
-    known = _known(name, where)
+    _check_name(name, where)
     arguments = config.get("model_args") or {}
     _check_arguments(arguments, where)
     tensors = rename(files.read_tensors(path), _RENAMES, where)
-    for tensor in ("patch_embed.proj.weight", "blocks.0.mlp.fc2.weight"):
-        if tensor not in tensors:
-            raise CheckpointError(f"{where}: has no tensor '{tensor}', so it is no ViT of timm's.")
-    model = _model_section(tensors, known, arguments, config, where)
-    channels = tensors["patch_embed.proj.weight"].shape[1]
     image = arguments.get("img_size") or pretrained.get("input_size", (3, 224, 224))[1:]
-    grid = grid_of(pair(image), model["patch_size"])
+    model, rules, channels = trunk(tensors, name, arguments, config, pair(image), where)
     head_rules, objective, droppable = [], None, {}
     if "dist_token" in tensors:
         droppable = _DROPPABLE
@@ -95,14 +91,6 @@ def read(path: pathlib.Path) -> Imported:
         classes = int(tensors["head.weight"].shape[0])
         objective = {"name": "classification", "num_classes": classes}
         head_rules = linear("head", "head", model["width"], classes)
-    fields = {"norm_bias": True, "mlp_bias": True, "class_token": True, "num_registers": 0}
-    fields |= {"norm_after_pool": False, "pool": "cls", "qk_norm": False, **model}
-    embedded = 0
-    if "pos_embed" in tensors and tensors["pos_embed"].ndim == 3:
-        extra = tensors["pos_embed"].shape[1] - grid[0] * grid[1]
-        prefix = int(fields["class_token"]) + fields["num_registers"]
-        embedded = prefix if extra == prefix else 0
-    rules = trunk_rules(fields, grid, channels, embedded, "dist_token" in tensors)
     tree, dropped = load_tensors(tensors, [*rules, *head_rules], droppable, where)
     metadata = {
         "format": "timm",
@@ -116,16 +104,47 @@ def read(path: pathlib.Path) -> Imported:
     return Imported(model, tree, preprocessing, objective, heads, metadata)
 
 
-def _known(name: str, where: str) -> dict[str, Any]:
-    fields = fields_of_architecture(name)
-    if fields is None:
+def trunk(
+    tensors: Mapping[str, np.ndarray],
+    name: str,
+    arguments: Mapping[str, Any],
+    config: Mapping[str, Any],
+    image_size: tuple[int, int],
+    where: str,
+) -> tuple[dict[str, Any], list[Rule], int]:
+    """A ViT by its tensors, the architecture's name, and the arguments it was made with.
+
+    Returns:
+      The model section, the rules of its parameters, and the channels of images.
+
+    Raises:
+      CheckpointError: the architecture is not supported, or the tensors are of no ViT.
+    """
+    _check_name(name, where)
+    for tensor in ("patch_embed.proj.weight", "blocks.0.mlp.fc2.weight"):
+        if tensor not in tensors:
+            raise CheckpointError(f"{where}: has no tensor '{tensor}', so it is no ViT of timm's.")
+    model = _model_section(tensors, fields_of_architecture(name), arguments, config, where)
+    channels = tensors["patch_embed.proj.weight"].shape[1]
+    grid = grid_of(image_size, model["patch_size"])
+    fields = {"norm_bias": True, "mlp_bias": True, "class_token": True, "num_registers": 0}
+    fields |= {"norm_after_pool": False, "pool": "cls", "qk_norm": False, **model}
+    embedded = 0
+    if "pos_embed" in tensors and tensors["pos_embed"].ndim == 3:
+        extra = tensors["pos_embed"].shape[1] - grid[0] * grid[1]
+        prefix = int(fields["class_token"]) + fields["num_registers"]
+        embedded = prefix if extra == prefix else 0
+    return model, trunk_rules(fields, grid, channels, embedded, "dist_token" in tensors), channels
+
+
+def _check_name(name: str, where: str) -> None:
+    if fields_of_architecture(name) is None:
         raise CheckpointError(
             f"{where}: architecture '{name}' is not supported; supported are ViTs with names like "
             "vit_base_patch16_224, vit_small_patch14_reg4_dinov2, vit_base_patch16_siglip_224, "
             "vit_medium_patch16_reg4_gap_256, deit_..., deit3_... and flexivit_..., in the sizes "
             f"{', '.join(NUM_HEADS)}."
         )
-    return fields
 
 
 def _check_arguments(arguments: Mapping[str, Any], where: str) -> None:
