@@ -191,9 +191,13 @@ class Experiment:
         return self.objective.init(keys, batch, train=True)
 
     @functools.cached_property
+    def _variable_shapes(self) -> Any:
+        return jax.eval_shape(self.init_variables, jax.random.key(0))
+
+    @property
     def param_shapes(self) -> Any:
         """Shapes of all parameters, without allocating one."""
-        return jax.eval_shape(self.init_variables, jax.random.key(0))["params"]
+        return self._variable_shapes["params"]
 
     @functools.cached_property
     def param_specs(self) -> Any:
@@ -219,7 +223,10 @@ class Experiment:
 
     def init_state(self, key: jax.Array) -> TrainState:
         """The state at step 0; pure, so that jit can create it sharded."""
-        variables = dict(self.init_variables(key))
+        return self._first_state(self.init_variables(key))
+
+    def _first_state(self, variables: Any) -> TrainState:
+        variables = dict(variables)
         params = variables.pop("params")
         variables.pop("teacher", None)
         return TrainState(
@@ -233,7 +240,7 @@ class Experiment:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shape, dtype and sharding of every leaf of the state."""
-        shapes = jax.eval_shape(self.init_state, jax.random.key(0))
+        shapes = jax.eval_shape(self._first_state, self._variable_shapes)
         like = functools.partial(
             sharding.like_parameters, params=shapes.params, specs=self.param_specs
         )

@@ -11,7 +11,10 @@ from encoders.config import load_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Imported by them.
-PARTS = {"__init__", "bert", "common", "hardware", "mae", "sentence", "sweeps", "text", "vit"}
+PARTS = {
+    "__init__", "bert", "common", "hardware", "image_text", "mae", "sentence", "sweeps", "text",
+    "vit",
+}  # fmt: skip
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in PARTS)
 VARIANTS = ["vit_s16_in1k:300", "mae_l16_in1k:scan,remat", "mae_b16_in1k:v5p", "mae_b16_in1k:h200"]
 SPECS = sorted([*NAMES, *VARIANTS])
@@ -31,7 +34,9 @@ def synthetic(size: tuple[int, int], channels: int) -> dict:
 def shrink(config: ConfigDict) -> ConfigDict:
     """The same experiment on a tiny encoder, tiny pictures or texts, and two steps."""
     config = ConfigDict(config.to_dict())
-    if config.preprocessing.name in ("text", "code"):
+    if config.preprocessing.name == "image_text":
+        _shrink_pairs(config)
+    elif config.preprocessing.name in ("text", "code"):
         _shrink_text(config)
     else:
         _shrink_pictures(config)
@@ -49,17 +54,15 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
 
 def distinct(names: list[str]) -> list[str]:
-    """Of experiments that differ, once shrunken, in sizes and rates alone the first."""
-    found: dict[str, str] = {}
+    """The first experiment of every kind: encoder, objective, optimizer, and where it starts from.
+
+    Others differ in fields alone, with which test_golden builds and traces each of them.
+    """
+    found: dict[tuple, str] = {}
     for name in names:
-        config = shrink(load(name)).to_dict()
-        for number in ("variant", "drop_path", "rotary_temperature", "max_length"):
-            config["model"].pop(number, None)
-        for numbers in ("generator", "masking"):
-            config["objective"].pop(numbers, None)
-        given = config["optimizer"]
-        config["optimizer"] = given["name"], given["schedule"]["name"], sorted(given)
-        found.setdefault(json.dumps(config, sort_keys=True, default=str), name)
+        config = shrink(load(name))
+        parts = (config[part].name for part in ("model", "objective", "optimizer"))
+        found.setdefault((*parts, "init_from" in config), name)
     return list(found.values())
 
 
@@ -76,6 +79,26 @@ def _shrink_pictures(config: ConfigDict) -> None:
         for split in ("train", "test"):
             if split in evaluator:
                 evaluator[split] = synthetic(size, channels)
+
+
+def _towers(model: dict) -> list[dict]:
+    return [model[name] for name in ("image", "text") if name in model]
+
+
+def _shrink_pairs(config: ConfigDict) -> None:
+    """Bundled emoji with their names, whatever the corpus."""
+    config.preprocessing.image.image_size = (8, 8)
+    config.preprocessing.text.vocabulary = None
+    config.preprocessing.text.update(dict(tokenizer="sample:emoji/tokenizer.json", max_length=8))
+    config.data.source = dict(name="sample", dataset="emoji", split="train")
+    config.evaluators = {}
+    sizes = dict(width=16, depth=2, mlp_dim=32, num_heads=2)
+    config.model.image.update(dict(sizes, patch_size=4))
+    config.model.text.update(dict(sizes, max_length=8))
+    config.model.embedding_dim = 16
+    config.hardware.micro_batches = min(config.hardware.get("micro_batches", 1), 2)
+    if "init_from" in config:
+        del config["init_from"]
 
 
 TOKENIZER = "sample:peps/tokenizer.json"

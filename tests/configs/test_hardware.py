@@ -19,7 +19,8 @@ TPUS, GPUS = ("v4", "v5e", "v5p", "v6e"), ("a100", "h100", "h200")
 @pytest.mark.parametrize("name", shipped.NAMES)
 def test_every_experiment_takes_chips_and_other_transforms(name):
     config = shipped.load(f"{name}:h200,scan,remat")
-    assert (config.model.scan, config.model.remat) == (True, "dots")
+    for network in hardware.networks(config):
+        assert (network.scan, network.remat) == (True, "dots")
     assert config.hardware.environment.JAX_OPTIMIZATION_LEVEL == "O1"
     assert Experiment(config).mesh.shape["fsdp"] == 8
     assert shipped.load(f"{name}:v5p").hardware.mesh.fsdp == -1

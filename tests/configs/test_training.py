@@ -1,4 +1,4 @@
-"""Every shipped experiment trains two steps in a shrunken form, through the real loop."""
+"""Every kind of shipped experiment trains two steps in a shrunken form, through the real loop."""
 
 import json
 import math
@@ -9,14 +9,6 @@ import shipped
 
 from encoders.training.experiment import Experiment
 from encoders.training.loop import train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is compiled here runs for two steps: compiling fast matters more than running fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,6 @@ def check_interleaved_rows():
 
 if __name__ == "__main__":
     address, count, index = sys.argv[1:4]
-    jax.config.update("jax_disable_most_optimizations", True)
     jax.distributed.initialize(address, int(count), int(index))
     check_interleaved_rows()
     for mesh in sys.argv[4:]:

@@ -12,12 +12,10 @@ from encoders.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(pathlib.Path(tiny.__file__))
-# Compilation is most of what these tests do, and need not make fast code.
-FLAGS = "--xla_backend_optimization_level=0"
 
 
 def environment(devices=1, **variables):
-    forced = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
+    forced = f"--xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": forced, "PYTHONPATH": str(ROOT), **variables}
 
 
