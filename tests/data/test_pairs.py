@@ -143,7 +143,11 @@ def test_tars_have_captions_in_text_or_json(tmp_path):
 
 
 def test_a_field_becomes_the_text():
-    nested = {"image": b"", "captions": {"text": np.array([b"a cat", b"", "käse".encode()])}}
+    nested = {
+        "image": b"",
+        "objects": {"box": [1]},
+        "captions": {"text": np.array([b"a cat", b"", "käse".encode()])},
+    }
     assert captioned(nested, "captions.text") == {"image": b"", "text": ["a cat", "käse"]}
     listed = {"captions": [{"text": b"a"}, {"text": b"b"}]}
     assert captioned(listed, "captions.text")["text"] == ["a", "b"]

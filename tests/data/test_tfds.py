@@ -79,6 +79,12 @@ def test_reading(data_dir):
     assert travelled[6] == example
 
 
+def test_a_field_with_captions(data_dir):
+    source = Tfds(dataset="tiny_photos", data_dir=data_dir, text_field="file_name")
+    assert source[6]["text"] == "1.jpg"
+    assert set(source[6]) == {"image", "label", "text"}
+
+
 def test_slices_of_either_kind(data_dir):
     assert len(Tfds(dataset="tiny_photos", split="train[:50%]", data_dir=data_dir)) in (4, 5)
     assert len(Tfds(dataset="tiny_photos", data_dir=data_dir, start=2 / 3)) == 3

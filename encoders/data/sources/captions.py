@@ -46,6 +46,8 @@ def one_or_all(texts: list[str]) -> str | list[str]:
 def captioned(example: Mapping[str, Any], field: str | None) -> dict[str, Any]:
     """The example with the captions of a field as its 'text', in place of that field.
 
+    Other nested fields and lists are left out, which no batch could hold.
+
     Args:
       example: as a source has it.
       field: a name, or names joined by dots where fields are nested, such as 'captions.text' of
@@ -65,5 +67,9 @@ def captioned(example: Mapping[str, Any], field: str | None) -> dict[str, Any]:
     texts = captions(value)
     if not texts:
         raise CorruptExample(f"no caption in field '{field}'")
-    rest = {key: value for key, value in example.items() if key != field.split(".")[0]}
+    rest = {
+        key: value
+        for key, value in example.items()
+        if key != field.split(".")[0] and not isinstance(value, Mapping | list | tuple)
+    }
     return {**rest, "text": one_or_all(texts)}
