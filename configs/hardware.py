@@ -45,16 +45,27 @@ def on(config: ConfigDict, sizes: dict[str, int], **environment: str) -> ConfigD
     return config
 
 
+def networks(config: ConfigDict) -> list[ConfigDict]:
+    """Sections of the networks that have blocks: the model's, or those of its towers."""
+    parts = [part for part in config.model.values() if isinstance(part, ConfigDict)]
+    return [part for part in parts if "name" in part] or [config.model]
+
+
+def in_networks(config: ConfigDict, **fields: object) -> ConfigDict:
+    """The config with fields of its networks set."""
+    for network in networks(config):
+        network.update(fields)
+    return config
+
+
 def scan(config: ConfigDict) -> ConfigDict:
     """One compiled block for all layers: compile time no longer grows with depth."""
-    config.model.scan = True
-    return config
+    return in_networks(config, scan=True)
 
 
 def remat(config: ConfigDict) -> ConfigDict:
     """Keeps matrix products, recomputes the rest in the backward pass."""
-    config.model.remat = "dots"
-    return config
+    return in_networks(config, remat="dots")
 
 
 def replicate(config: ConfigDict) -> ConfigDict:
@@ -64,8 +75,7 @@ def replicate(config: ConfigDict) -> ConfigDict:
 
 def fused(config: ConfigDict) -> ConfigDict:
     """Attention in one kernel on GPUs, in 16-bit floats; it has no dropout of the weights."""
-    config.model.attention_kernel = "fused"
-    return config
+    return in_networks(config, attention_kernel="fused")
 
 
 def v4(config: ConfigDict) -> ConfigDict:
@@ -79,8 +89,7 @@ def v5e(config: ConfigDict) -> ConfigDict:
     ViT-B/16 with 256 images per chip needs 20.3 GB for activations without that, 17.8 GB where
     matrix products are kept, and 4.6 GB with it (compiled for 4x4 chips).
     """
-    config.model.remat = "full"
-    return v4(config)
+    return v4(in_networks(config, remat="full"))
 
 
 def v5p(config: ConfigDict) -> ConfigDict:

@@ -40,8 +40,11 @@ _FREE_TO_CHANGE = (
     "data.threads",
     "data.processes",
     "data.prefetch",
-    "model.remat",
-    "model.attention_kernel",
+    *(
+        f"model.{network}{field}"
+        for network in ("", "image.", "text.")
+        for field in ("remat", "attention_kernel")
+    ),
 )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from encoders import rules
 from encoders.errors import ConfigError
@@ -51,7 +52,7 @@ def plan(experiment: Experiment, where: str) -> Plan:
         chips=experiment.mesh.size,
         mesh=shape,
         micro_batches=experiment.sections.hardware.micro_batches,
-        remat=experiment.config["model"].get("remat", "none"),
+        remat=remat_of(experiment),
         source="compiled",
         capacity=device.memory,
         model_flops=experiment.flops_per_example(),
@@ -89,6 +90,22 @@ def plan(experiment: Experiment, where: str) -> Plan:
         seconds=seconds,
         surprises=surprises(experiment, found),
     )
+
+
+def networks(model: Any, path: str = "model") -> dict[str, Any]:
+    """Path -> section of the networks that have blocks: a model's, or those of its towers."""
+    towers = {
+        f"{path}.{key}": part
+        for key, part in model.items()
+        if isinstance(part, Mapping | ConfigDict) and "name" in part
+    }
+    return towers or {path: model}
+
+
+def remat_of(experiment: Experiment) -> str:
+    """The policy of a config's networks; where they differ, all of them."""
+    found = networks(experiment.config["model"]).values()
+    return ", ".join(dict.fromkeys(section.get("remat", "none") for section in found))
 
 
 def surprises(experiment: Experiment, found: Sequence[traffic.Collective]) -> tuple[str, ...]:

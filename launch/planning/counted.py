@@ -24,9 +24,9 @@ from encoders.layers.block import Block
 from encoders.parallel.chips import CHIPS, KINDS, Chip
 from encoders.parallel.mesh import batch_shards
 from encoders.training.experiment import Experiment
-from encoders.training.step import cast_params
+from encoders.training.step import cast_params, normalized
 from launch.planning import roofline
-from launch.planning.compiled import micro_gradients, shard_bytes
+from launch.planning.compiled import micro_gradients, remat_of, shard_bytes
 from launch.planning.memory import Memory
 from launch.planning.report import Plan
 from launch.planning.roofline import Flow
@@ -97,12 +97,11 @@ def _residuals(experiment: Experiment, rows: int) -> tuple[float, float]:
         return out
 
     def loss(params: Any, stats: Any, batch: Any) -> jax.Array:
-        images = experiment.preprocessing.normalize(batch["image"])
         keys = {name: jax.random.key(0) for name in ("corrupt", "dropout")}
         with nn.intercept_methods(count):
             outcome, _ = experiment.objective.apply(
                 {"params": cast_params(params, dtype), **stats},
-                {**batch, "image": images},
+                normalized(experiment.preprocessing.normalize, batch),
                 train=True,
                 rngs=keys,
                 mutable=list(stats),
@@ -164,8 +163,9 @@ def plan(experiment: Experiment, where: str, chip: Chip, one: Kept | None = None
     )
     flows = collectives(experiment, one.blocks * rows / inner, chip)
     model = experiment.flops_per_example()
-    remat = experiment.config["model"].get("remat", "none")
-    flops = model * (1 + AGAIN.get(remat, 0.0)) * sections.batch_size / mesh.size
+    remat = remat_of(experiment)
+    again = max(AGAIN.get(policy, 0.0) for policy in remat.split(", "))
+    flops = model * (1 + again) * sections.batch_size / mesh.size
     traffic = 3 * micro * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * width
     traffic = traffic / mesh.shape["tensor"] + 2 * (parameters + optimizer + average)
     traffic += 2 * one.bytes * rows / inner

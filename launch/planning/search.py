@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from encoders.errors import ConfigError
+from encoders.models.towers import Towers
 from encoders.parallel.chips import Chip, chip
 from encoders.training.experiment import Experiment
 from launch.planning import compiled, counted, target
+from launch.planning.compiled import networks
 from launch.planning.report import Plan
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -76,15 +78,16 @@ class Candidate:
         with made.unlocked():
             made.hardware.mesh = mesh
             made.hardware.micro_batches = self.micro_batches
-            made.model.remat = self.remat
+            for section in networks(made.model).values():
+                section.remat = self.remat
         return made
 
-    def flags(self) -> str:
+    def flags(self, model: Any) -> str:
+        remat = (f"--config.{path}.remat={self.remat}" for path in networks(model))
         return (
             f"--config.hardware.mesh.data={self.data} --config.hardware.mesh.fsdp={self.fsdp} "
             f"--config.hardware.mesh.tensor={self.tensor} "
-            f"--config.hardware.micro_batches={self.micro_batches} "
-            f"--config.model.remat={self.remat}"
+            f"--config.hardware.micro_batches={self.micro_batches} {' '.join(remat)}"
         )
 
 
@@ -109,7 +112,9 @@ def _divisors(number: int) -> list[int]:
 def run(config: Any, machine: Machine, keep: int, show: Callable[[str], None] = print) -> int:
     """Searches, prints, and returns the exit code: 1 where nothing fits."""
     probe = Experiment(_loose(config), devices=machine.devices)
-    heads = probe.objective.encoder.size.num_heads
+    encoder = probe.objective.encoder
+    towers = (encoder.image, encoder.text) if isinstance(encoder, Towers) else (encoder,)
+    heads = math.gcd(*(tower.size.num_heads for tower in towers))
     found = list(
         candidates(
             len(machine.devices),
@@ -148,7 +153,7 @@ def run(config: Any, machine: Machine, keep: int, show: Callable[[str], None] = 
         show(
             f"  {1e3 * plan.bound.step:10,.1f} ms  {plan.memory.total / 2**30:7.2f} GiB  "
             f"{plan.shown_mesh}; micro-batches {plan.micro_batches}; remat {plan.remat}\n"
-            f"    {candidate.flags()}"
+            f"    {candidate.flags(config.model)}"
         )
     return 0 if best else 1
 
@@ -184,7 +189,8 @@ def _estimates(
                 experiment.sections.hardware, micro_batches=candidate.micro_batches
             )
             experiment.sections = dataclasses.replace(experiment.sections, hardware=hardware)
-            experiment.config["model"]["remat"] = candidate.remat
+            for section in networks(experiment.config["model"]).values():
+                section["remat"] = candidate.remat
             plan = counted.plan(experiment, machine.where, machine.chip, kept[candidate.remat])
             memory = plan.memory
             least = memory.parameters + memory.optimizer + memory.average + memory.batch

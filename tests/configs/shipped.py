@@ -81,10 +81,6 @@ def _shrink_pictures(config: ConfigDict) -> None:
                 evaluator[split] = synthetic(size, channels)
 
 
-def _towers(model: dict) -> list[dict]:
-    return [model[name] for name in ("image", "text") if name in model]
-
-
 def _shrink_pairs(config: ConfigDict) -> None:
     """Bundled emoji with their names, whatever the corpus."""
     config.preprocessing.image.image_size = (8, 8)

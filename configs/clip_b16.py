@@ -1,0 +1,16 @@
+"""CLIP ViT-B/16 on LAION-400M.
+
+Paper: Learning Transferable Visual Models From Natural Language Supervision, arXiv 2103.00020,
+  tables 18 and 20; on the open pairs of OpenCLIP.
+Command: python -m launch.local --config configs/clip_b16.py --workdir runs/clip_b16
+Cost: OpenCLIP: 61 h on 176 A100.
+Published: 68.3 zero-shot on ImageNet with CLIP's own pairs; OpenCLIP 67.07 with these.
+Measured: not run.
+"""
+
+from configs import hardware, image_text
+
+
+def get_config(arg=None):
+    config = image_text.clip("B/16", "M", dim=512, lr=5e-4)
+    return hardware.apply(config, arg)
