@@ -249,7 +249,7 @@ class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__getattr__ = lambda attribute: mock.MagicMock(name=attribute)
 
 
-def _open_clip() -> tuple[Any, Any]:
+def open_clip() -> tuple[Any, Any]:
     """The package, and timm."""
     sys.meta_path.append(_StandIn())  # asked last
     import open_clip
@@ -265,7 +265,7 @@ def _open(tokenizer: Callable[[], Any] | None = None, **config: Any) -> Case:
         kind = "CustomTextCLIP" if config.get("custom_text") else "CLIP"
         fields = {key: value for key, value in config.items() if key != "custom_text"}
         # Tiny, under a name that says the number of heads.
-        package, timm = _open_clip()
+        package, timm = open_clip()
         size = {"embed_dim": 24, "depth": 2, "mlp_ratio": 1.5, "img_size": image["image_size"]}
         tiny = functools.partial(timm.create_model, **size)
         with mock.patch.object(timm, "create_model", tiny):
