@@ -65,6 +65,7 @@ def make_step(
     """
 
     def apply(state, params, stats, rows, *arguments, **options):
+        params = filled(params, state.params)
         variables = {"params": cast_params(params, compute_dtype), **stats}
         if state.teacher is not None:
             variables["teacher"] = state.teacher
@@ -74,6 +75,8 @@ def make_step(
     def forward(state, params, stats, batch, keys, **options):
         """What a method of the objective makes of a (micro-)batch, and the statistics after it."""
         options |= {"train": True, "rngs": keys, "mutable": list(stats)}
+        # Here rather than once for all: as floats a batch of images takes four times the memory.
+        batch = normalized(normalize, batch)
         return apply(state, params, stats, batch["row"].shape[0], batch, **options)
 
     def losses(outcome):
@@ -87,7 +90,7 @@ def make_step(
             value, metrics = losses(outcome)
             return value, (metrics, updated)
 
-        grads, (metrics, updated) = jax.grad(loss, has_aux=True)(state.params)
+        grads, (metrics, updated) = jax.grad(loss, has_aux=True)(trained(state.params))
         return grads, metrics, updated
 
     def added_up(state, parts, keys_of):
@@ -99,7 +102,7 @@ def make_step(
             new, metrics, stats = at_once(state, batch, keys_of(index), stats)
             return (jax.tree.map(jnp.add, grads, new), stats), metrics
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.tree.map(jnp.zeros_like, trained(state.params))
         (grads, stats), metrics = jax.lax.scan(add, (zeros, state.stats), parts)
         return grads, jax.tree.map(lambda x: x.sum(0), metrics), stats
 
@@ -122,15 +125,27 @@ def make_step(
 
         stats, embedded = jax.lax.scan(embed_next, state.stats, parts)
         slopes = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        (grads, slopes), metrics = slopes(state.params, jax.tree.map(joined, embedded))
+        params = trained(state.params)
+        (grads, slopes), metrics = slopes(params, jax.tree.map(joined, embedded))
 
         def add(grads, part_and_slopes):
             part, slopes = part_and_slopes
-            _, pull = jax.vjp(lambda params: embed(params, state.stats, part)[0], state.params)
+            _, pull = jax.vjp(lambda params: embed(params, state.stats, part)[0], params)
             return jax.tree.map(jnp.add, grads, *pull(slopes)), None
 
         grads, _ = jax.lax.scan(add, grads, (parts, jax.tree.map(cut, slopes)))
         return grads, metrics, stats
+
+    def trained(params):
+        """The parameters that have a gradient; None in place of the others."""
+        frozen = [re.compile(regex) for regex in objective.frozen]
+        return rules.map_with_path(
+            lambda path, x: None if any(f.fullmatch(path) for f in frozen) else x, params
+        )
+
+    def filled(some, everything):
+        """Those that have no gradient, too."""
+        return jax.tree.map(lambda x, y: x if y is None else y, everything, some)
 
     # Strided, so that every device cuts its own rows and nothing moves between devices.
     def cut(x):
@@ -142,7 +157,6 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         corrupt, dropout = jax.random.split(key)
-        batch = normalized(normalize, batch)
 
         def keys_of(index):
             return {"corrupt": corrupt, "dropout": jax.random.fold_in(dropout, index)}
@@ -158,6 +172,7 @@ def make_step(
 
         weight = jnp.maximum(metrics["loss"][1], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
+        grads = filled(grads, jax.tree.map(jnp.zeros_like, state.params))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = objective.constrained(optax.apply_updates(state.params, updates))
         average = state.ema
