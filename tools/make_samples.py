@@ -239,7 +239,7 @@ def make_emoji(folder: pathlib.Path, directory: pathlib.Path) -> None:
         "licence": "images Apache-2.0, see LICENSE; names and keywords Unicode-3.0, see "
         "LICENSE-UNICODE",
         "attribution": "Noto Emoji, (c) Google LLC. Names and keywords: Unicode CLDR, (c) Unicode, "
-        "Inc. Changed: images are composed over white and stored as lossless WebP.",
+        "Inc. Changed: images are composed over white.",
         "subset": "the emoji without a skin tone; every fifth is in 'test'",
     }
     write_info(directory, info)
@@ -258,10 +258,21 @@ def _emoji(folder: pathlib.Path, row: Mapping[str, Any]) -> dict[str, Any]:
         image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
-    file = io.BytesIO()
-    white.convert("RGB").save(file, "WEBP", lossless=True, quality=100, method=6)
     text = _captions(row)
-    return {"image": file.getvalue(), "text": text, "name": row["name"], "emoji": row["emoji"]}
+    file = _small_png(white.convert("RGB"))
+    return {"image": file, "text": text, "name": row["name"], "emoji": row["emoji"]}
+
+
+def _small_png(image: Image.Image) -> bytes:
+    """A PNG of the same pixels, with a palette where they have no more than 256 colours."""
+    pixels = np.asarray(image)
+    colours, where = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    if len(colours) <= 256:
+        image = Image.fromarray(where.reshape(pixels.shape[:2]).astype(np.uint8), "P")
+        image.putpalette(colours.tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

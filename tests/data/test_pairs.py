@@ -14,6 +14,7 @@ from encoders.data.sources.captions import captioned
 from encoders.data.sources.sample import Sample
 from encoders.data.text import TextPreprocessing
 from encoders.errors import DataError
+from tools.make_samples import make_emoji
 from tools.prepare_data import main as prepare_data
 
 
@@ -164,6 +165,31 @@ def test_prepared_pairs_read_back(folder, tmp_path):
     found = build(SOURCES, {"name": "array_record", "path": str(tmp_path)}, "data.source")
     assert found[3]["text"] == ["grey 3", "number 3"]
     assert images.decode(found[3]["image"], 1)[0, 0, 0] == 180
+
+
+def test_emoji_are_written_over_white_and_split(tmp_path):
+    (tmp_path / "cldr").mkdir()
+    for name in ("LICENSE-APACHE-2.0", "cldr/LICENSE"):
+        (tmp_path / name).write_text("free")
+    rows = []
+    for number in range(6):
+        Image.new("RGBA", (4, 4), (50, 0, 0, 255 * (number > 0))).save(tmp_path / f"{number}.png")
+        row = {"file": f"{number}.png", "emoji": "x", "keywords": ["a", "b"]}
+        rows.append({**row, "name": f"dot {number}"})
+    rows.insert(1, {**rows[0], "name": "dot: dark skin tone"})
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    make_emoji(tmp_path, tmp_path / "made")
+    section = {"name": "array_record", "path": str(tmp_path / "made")}
+    train, test = (
+        build(SOURCES, {**section, "split": split}, "data.source") for split in ("train", "test")
+    )
+    assert [test[i]["name"] for i in range(len(test))] == ["dot 0", "dot 5"]
+    assert train[3]["text"] == ["dot 4", "dot 4: a, b"]
+    assert images.decode(test[0]["image"], 3)[0, 0].tolist() == [255, 255, 255]
+    assert images.decode(train[0]["image"], 3)[0, 0].tolist() == [50, 0, 0]
+    assert (tmp_path / "made" / "LICENSE-UNICODE").read_text() == "free"
+    with pytest.raises(DataError, match=r"has no captions\.jsonl"):
+        make_emoji(tmp_path / "made", tmp_path / "again")
 
 
 def test_the_emoji_are_what_they_say():
