@@ -26,6 +26,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from encoders.data import records
+from encoders.data.images import decode
 from encoders.data.paths import SAMPLES
 from encoders.data.sources.base import Source
 from encoders.data.sources.sample import Sample
@@ -254,18 +255,15 @@ def _captions(row: Mapping[str, Any]) -> list[str]:
 
 
 def _emoji(folder: pathlib.Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    with Image.open(folder / row["file"]) as image:
-        image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image)
+    pixels = decode((folder / row["file"]).read_bytes(), 3)
     text = _captions(row)
-    file = _small_png(white.convert("RGB"))
+    file = _small_png(pixels)
     return {"image": file, "text": text, "name": row["name"], "emoji": row["emoji"]}
 
 
-def _small_png(image: Image.Image) -> bytes:
+def _small_png(pixels: np.ndarray) -> bytes:
     """A PNG of the same pixels, with a palette where they have no more than 256 colours."""
-    pixels = np.asarray(image)
+    image = Image.fromarray(pixels)
     colours, where = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
     if len(colours) <= 256:
         image = Image.fromarray(where.reshape(pixels.shape[:2]).astype(np.uint8), "P")

@@ -75,7 +75,7 @@ def search(encoder: Any, flags: argparse.Namespace) -> tuple[dict[str, Any], lis
     ]
     found = {"results": results}
     if source is not None:
-        found["sheet"] = _sheet(flags.sheet, queries, results, source)
+        found["sheet"] = _show(flags.sheet, queries, results, source)
     return found, corrupt
 
 
@@ -133,8 +133,11 @@ def _images(encoder: Any, source: Any, batch_size: int) -> tuple[np.ndarray, lis
     return joined["features"], joined["names"].tolist(), joined["corrupt"].tolist()
 
 
-def _sheet(path: str, queries: list[_Query], results: list[dict[str, Any]], source: Any) -> str:
-    """Writes the contact sheet; whole images, not what the encoder cuts out of them."""
+def _show(path: str, queries: list[_Query], results: list[dict[str, Any]], source: Any) -> str:
+    """Writes the contact sheet, and adds captions to what was found where it has some.
+
+    The sheet shows whole images, not what the encoder cuts out of them.
+    """
     from PIL import Image
 
     from encoders.data.transforms.geometry import Decode
@@ -145,6 +148,9 @@ def _sheet(path: str, queries: list[_Query], results: list[dict[str, Any]], sour
     lines = []
     for query, result in zip(queries, results, strict=True):
         shown = [source[rows[entry["name"]]] for entry in result["found"]]
+        for entry, example in zip(result["found"], shown, strict=True):
+            if texts := example.get("text"):
+                entry["text"] = texts if isinstance(texts, str) else texts[0]
         lines.append((query.left, [(decode(example, None)["image"], False) for example in shown]))
     try:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,9 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBo
 def decode(data: bytes, channels: int, reduction: int = 1) -> np.ndarray:
     """Decodes a JPEG, PNG or any other file that Pillow reads.
 
+    Without an alpha channel in the result what is transparent is seen on white: the colours that a
+    file has there are anything.
+
     Args:
       data: the encoded file.
       channels: 1 (luminance), 3 (RGB) or 4 (RGBA).
@@ -50,9 +53,18 @@ def decode(data: bytes, channels: int, reduction: int = 1) -> np.ndarray:
             pass
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if channels != 4 and image.has_transparency_data:
+                image = _on_white(image)
             return from_pillow(image.convert(_MODES[channels]))
     except _UNREADABLE as error:
         raise CorruptExample(f"not a readable image ({error})") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white
 
 
 def size_of(data: bytes) -> tuple[int, int]:

@@ -176,3 +176,13 @@ def test_channels():
 def test_encoder_and_decoder_share_the_file_format():
     data = simplejpeg.encode_jpeg(photo(16, 16), quality=100)
     assert images.size_of(data) == (16, 16)
+
+
+def test_what_is_transparent_is_white():
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 51]]], np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    found = images.decode(buffer.getvalue(), 3)
+    assert found[0].tolist() == [[10, 20, 30], [255, 255, 255], [204, 204, 204]]
+    assert images.decode(buffer.getvalue(), 1)[0, 1].tolist() == [255]
+    np.testing.assert_array_equal(images.decode(buffer.getvalue(), 4), pixels)

@@ -1,6 +1,7 @@
 """python -m tools.search across images and texts, tools.embed of two towers, and its map."""
 
 import json
+import pathlib
 import re
 
 import jax
@@ -99,6 +100,13 @@ def test_texts_find_images(models, folder, tmp_path, capsys):
     assert "query: a cat" in printed
     assert f"wrote {tmp_path / 'sheet.png'}" in printed
     assert "1 image left out, such as" in printed
+
+
+def test_captions_of_found_images_are_shown(models, tmp_path):
+    corpus = pathlib.Path(encoders.__file__).parent / "data" / "samples" / "emoji"
+    flags = ["--split", "test", "--query", "grinning", "--top", "1"]
+    [found] = run(models["pair"], corpus, tmp_path, *flags)["results"][0]["found"]
+    assert set(found) == {"name", "similarity", "text"}
 
 
 @pytest.mark.parametrize("model", ["pair", "vit"])
