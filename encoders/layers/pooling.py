@@ -106,14 +106,16 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Pools tokens [B, T, D], real where mask [B, T], to [B, D]."""
+        """Pools tokens [B, T, D], real where mask [B, T], to [B, D]; [B, S, T] to [B, S, D]."""
         batch, _, width = tokens.shape
+        sets = mask.shape[1] if mask is not None and mask.ndim == 3 else 1
         probe = self.param("probe", weight_init(self.weight_init).probe, (1, width))
-        query = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width))
+        query = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, sets, width))
         shared = {"weight_init": self.weight_init}
         x = Attention(self.num_heads, name="attention", **shared)(query, tokens, mask=mask)
         y = LayerNorm(self.norm_eps, name="norm")(x)
-        return (x + Mlp(self.mlp_dim, self.mlp, name="mlp", **shared)(y))[:, 0]
+        x = x + Mlp(self.mlp_dim, self.mlp, name="mlp", **shared)(y)
+        return x if mask is not None and mask.ndim == 3 else x[:, 0]
 
 
 def attention_pool_flops(tokens: int, width: int, mlp_dim: int, mlp: str) -> float:

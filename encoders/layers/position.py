@@ -6,7 +6,7 @@ Those that depend on the distance of two tokens only are in `relative`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,28 +74,43 @@ def sincos2d(
 # --- learned, resized ---------------------------------------------------------------------------
 
 
-def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+Resize = Literal["antialias", "bilinear", "plain"]
+
+
+def _cubic(distance: Any, a: float, xp: Any = np) -> Any:
     """Keys' cubic kernel (1981) with its free parameter a."""
-    d = np.abs(distance)
+    d = xp.abs(distance)
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * (d**3 - 5 * d**2 + 8 * d - 4)
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    return xp.where(d <= 1, near, xp.where(d < 2, far, 0.0))
 
 
-def resize_matrix(old: int, new: int, method: Literal["antialias", "plain"]) -> np.ndarray:
-    """The [new, old] matrix of a bicubic resize along one axis, pixel centres at half-integers.
+def _taps(old: int, new: Any, index: Any, method: Resize, xp: Any = np) -> Any:
+    """[..., old] weights that make the pixels `index` [...] of a row of `new` [...] out of `old`.
 
-    'antialias' is PIL's and timm's: a = -0.5, the kernel widened when shrinking, weights
-    renormalised at the border. 'plain' is `torch.nn.functional.interpolate` without antialias, as
-    transformers has it: a = -0.75, four taps, the border repeated.
+    The kernel is widened when shrinking, and the weights renormalised at the border.
     """
     ratio = old / new
+    distance = xp.arange(old) + 0.5 - ((index + 0.5) * ratio)[..., None]
+    distance = distance / xp.maximum(ratio, 1.0)[..., None]
+    triangle = method == "bilinear"
+    weights = xp.maximum(1 - xp.abs(distance), 0) if triangle else _cubic(distance, -0.5, xp)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def resize_matrix(old: int, new: int, method: Resize) -> np.ndarray:
+    """The [new, old] matrix of a resize along one axis, pixel centres at half-integers.
+
+    'antialias' is PIL's and timm's bicubic: a = -0.5, the kernel widened when shrinking, weights
+    renormalised at the border; 'bilinear' is that with a triangle for a kernel. 'plain' is the
+    bicubic of `torch.nn.functional.interpolate` without antialias, as transformers' ViTs have it:
+    a = -0.75, four taps, the border repeated.
+    """
+    if method != "plain":
+        sizes = np.full(new, new, np.float64)
+        return _taps(old, sizes, np.arange(new, dtype=np.float64), method).astype(np.float32)
+    ratio = old / new
     centre = (np.arange(new, dtype=np.float64) + 0.5) * ratio
-    if method == "antialias":
-        stretch = max(ratio, 1.0)
-        taps = np.arange(old, dtype=np.float64)[None] + 0.5
-        weights = _cubic((taps - centre[:, None]) / stretch, -0.5)
-        return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     first = np.floor(centre - 0.5).astype(int) - 1
     weights = np.zeros((new, old))
     for tap in range(4):
@@ -108,12 +123,13 @@ def resize_matrix(old: int, new: int, method: Literal["antialias", "plain"]) -> 
 def resize_positions(
     positions: jax.Array,
     grid: tuple[int, int],
-    method: Literal["antialias", "plain"] = "antialias",
+    method: Resize = "antialias",
 ) -> jax.Array:
     """Resizes learned positions [gh, gw, D] to another grid; the same grid returns them untouched.
 
-    'antialias' equals timm's `resample_abs_pos_embed`, 'plain' what transformers' ViT does
-    (see `resize_matrix`). Computed in float32, returned in the dtype of `positions`.
+    'antialias' equals timm's `resample_abs_pos_embed`, 'plain' what transformers' ViT does,
+    'bilinear' what its SigLIP 2 does (see `resize_matrix`). Computed in float32, returned in the
+    dtype of `positions`.
     """
     if positions.shape[:2] == tuple(grid):
         return positions
@@ -122,6 +138,37 @@ def resize_positions(
     wide = jnp.asarray(positions, jnp.float32)
     resized = jnp.einsum("Hh,Ww,hwd->HWd", rows, columns, wide, precision="highest")
     return resized.astype(positions.dtype)
+
+
+def positions_at(
+    positions: jax.Array, places: jax.Array, sizes: jax.Array, method: Resize
+) -> jax.Array:
+    """Learned positions of patches, each as if resized to the grid of its own image.
+
+    Args:
+      positions: [gh, gw, D].
+      places: [..., 2] int32, row and column of each patch.
+      sizes: [..., 2] int32, rows and columns of the grid it is on.
+      method: as of `resize_matrix`; not 'plain'.
+
+    Returns:
+      [..., D] in the dtype of `positions`, computed in float32.
+
+    Raises:
+      ConfigError: the method is 'plain'.
+    """
+    if method == "plain":
+        raise ConfigError(
+            "model.position_resize: grids that differ by image take 'antialias' or 'bilinear'."
+        )
+    places, sizes = places.astype(jnp.float32), sizes.astype(jnp.float32)
+    rows, columns = (
+        _taps(positions.shape[axis], sizes[..., axis], places[..., axis], method, jnp)
+        for axis in (0, 1)
+    )
+    wide = positions.astype(jnp.float32)
+    found = jnp.einsum("...h,...w,hwd->...d", rows, columns, wide, precision="highest")
+    return found.astype(positions.dtype)
 
 
 # --- rotary -------------------------------------------------------------------------------------

@@ -16,11 +16,14 @@ from encoders.layers.attention import Attention
 from encoders.layers.block import Block, block_flops
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
+from encoders.layers.naflex import layout, of_each
 from encoders.layers.norm import LayerNorm
 from encoders.layers.patch import patch_grid, patchify
 from encoders.layers.pooling import AttentionPool, attention_pool_flops, masked_mean
 from encoders.layers.position import (
+    Resize,
     Rotary,
+    positions_at,
     resize_positions,
     rotary2d,
     rotary_of_tokens,
@@ -78,7 +81,9 @@ class ViT(nn.Module):
         (fixed), 'rotary2d' (turns queries and keys of the patches), or 'none'.
       sincos: convention of sincos2d, 'mae' or 'big_vision' (see `encoders.layers.position`).
       rotary: options of rotary2d.
-      position_resize: 'antialias' as timm, or 'plain' as transformers.
+      position_grid: (rows, columns) of the learned positions; None for those of the first images.
+      position_resize: 'antialias' as timm, 'bilinear' as SigLIP 2 for images at their own aspect
+        ratio, or 'plain' as transformers.
       class_token: whether a learned token precedes the patches.
       num_registers: learned tokens after the class token (arXiv 2309.16588).
       pool: 'cls', 'mean' of the patches, 'map' (attention pooling over all tokens), or 'none'.
@@ -106,7 +111,8 @@ class ViT(nn.Module):
     positions: Literal["learned", "sincos2d", "rotary2d", "none"] = "learned"
     sincos: Literal["mae", "big_vision"] = "mae"
     rotary: Rotary = Rotary()
-    position_resize: Literal["antialias", "plain"] = "antialias"
+    position_grid: tuple[int, int] | None = None
+    position_resize: Resize = "antialias"
     class_token: bool = True
     num_registers: int = 0
     pool: Literal["cls", "mean", "map", "none"] = "cls"
@@ -187,7 +193,9 @@ class ViT(nn.Module):
           ConfigError: none are.
         """
         grid = self.grid(image_size)
-        patches = grid[0] * grid[1]
+        return self._num_kept(grid[0] * grid[1])
+
+    def _num_kept(self, patches: int) -> int:
         kept = patches - round(patches * self.token_drop)
         if kept < 1:
             raise ConfigError(f"model.token_drop: {self.token_drop} leaves no patch of {patches}.")
@@ -218,6 +226,7 @@ class ViT(nn.Module):
         mask: jax.Array | None = None,
         train: bool = False,
         keep: jax.Array | None = None,
+        shapes: jax.Array | None = None,
         replace: tuple[jax.Array, jax.Array] | None = None,
         layers: Sequence[int] | Literal["all"] = (),
     ) -> Encoded:
@@ -228,6 +237,10 @@ class ViT(nn.Module):
           mask: [B, N] bool over patches, True where one is real; the others are not attended to.
           train: whether dropout, drop path and token dropping are on.
           keep: [B, K] int32, the patches to encode, in this order; None means all.
+          shapes: [B, 2] int32, rows and columns of patches of images that differ in them. `images`
+            are then their patches [B, N, ph*pw*C], row after row, channels last, padded to one
+            length. Or [B, S, 2] of up to S images in each row, one after another, with (0, 0) for
+            none: they do not see each other, and `pooled` is [B, S, D], of no meaning for none.
           replace: (where [B, N] bool, token [D]): patches whose embedding is replaced by `token`
             before positions are added, as masked image modelling with mask tokens does.
           layers: blocks whose outputs to return, negative ones counted from the end, or 'all'.
@@ -241,24 +254,40 @@ class ViT(nn.Module):
         if self.pool == "cls" and not self.class_token:
             raise ConfigError("model.pool: 'cls' needs class_token=True.")
         init, size = weight_init(self.weight_init), self.size
-        grid = self.grid(images.shape[1:3])
-        batch, patches = images.shape[0], grid[0] * grid[1]
+        packed = shapes is not None and shapes.ndim == 3
+        native = None
+        if shapes is not None:
+            self._check_native(packed)
+            patches = images
+            native = layout(shapes if packed else shapes[:, None], patches.shape[1])
+        else:
+            grid = self.grid(images.shape[1:3])
+            height, width = self._tiled(images.shape[1:3])
+            patches = patchify(images[:, :height, :width], self.patch)
+        batch, count = patches.shape[:2]
         if train and self.token_drop and keep is None:
-            noise = jax.random.uniform(self.make_rng("dropout"), (batch, patches))
-            keep = jnp.argsort(noise, axis=1)[:, : self.num_kept(images.shape[1:3])]
+            noise = jax.random.uniform(self.make_rng("dropout"), (batch, count))
+            noise = noise if native is None else noise + (native.segments == 0)  # padding last
+            keep = jnp.argsort(noise, axis=1)[:, : self._num_kept(count)]
 
-        height, width = self._tiled(images.shape[1:3])
-        images = images[:, :height, :width]
         # Patches are selected before they are embedded: dropped ones cost nothing.
-        x = select(patchify(images, self.patch), keep)
+        x = select(patches, keep)
         x = Linear(size.width, self.patch_bias, init.patch, name="patch_embedding")(x)
         if replace is not None:
             where, token = replace
             x = jnp.where(select(where, keep)[..., None], token.astype(x.dtype), x)
-        positions, rotary = self._positions(grid, init.positions)
-        if positions is not None:
-            positions = jnp.asarray(positions, x.dtype).reshape(1, patches, size.width)
-            x = x + (positions if keep is None else positions[0][keep])
+        rotary = None
+        if native is not None:
+            mask = native.segments > 0 if mask is None else mask & (native.segments > 0)
+            if self.positions == "learned":
+                learned = self._learned(self.position_grid, init.positions)
+                places, sizes = select(native.places, keep), select(native.sizes, keep)
+                x = x + positions_at(learned, places, sizes, self.position_resize).astype(x.dtype)
+        else:
+            positions, rotary = self._positions(grid, init.positions)
+            if positions is not None:
+                positions = jnp.asarray(positions, x.dtype).reshape(1, count, size.width)
+                x = x + (positions if keep is None else positions[0][keep])
         prefix = self._prefix(init.cls_token, size.width)
         if prefix is not None:
             shape = (batch, self.num_prefix, size.width)
@@ -274,12 +303,14 @@ class ViT(nn.Module):
 
         stack = Stack(size.depth, self._block(size), self.drop_path, self.scan, self.remat)
         nn.share_scope(self, stack)
-        x, hidden = stack(x, mask=mask, rotary=rotary, train=train, layers=layers)
+        segments = select(native.segments, keep) * mask if packed else None
+        seen = {"segments": segments} if packed else {"mask": mask}
+        x, hidden = stack(x, **seen, rotary=rotary, train=train, layers=layers)
 
         norm = LayerNorm(self.norm_eps, self.norm_bias, name="norm")
         if not self.norm_after_pool:
             x = norm(x)
-        pooled = self._pool(x, mask, size)
+        pooled = self._pool(x, of_each(segments, shapes.shape[1]) if packed else mask, size)
         if self.norm_after_pool and pooled is not None:
             pooled = norm(pooled)
         if mask is None:
@@ -308,11 +339,7 @@ class ViT(nn.Module):
         """Embeddings [gh, gw, D] to add and (sin, cos) [N, head_dim] to turn by, or None."""
         size = self.size
         if self.positions == "learned":
-            # Read without Linen's shape check: the parameter's own shape says which grid it is for.
-            if self.has_variable("params", "positions"):
-                learned = self.get_variable("params", "positions")
-            else:
-                learned = self.param("positions", init, (*grid, size.width))
+            learned = self._learned(self.position_grid or grid, init)
             return resize_positions(learned, grid, self.position_resize), None
         if self.positions == "sincos2d":
             return sincos2d(grid, size.width, self.sincos), None
@@ -324,6 +351,29 @@ class ViT(nn.Module):
                 f"model.positions: unknown '{self.positions}'.{nearest(self.positions, known)}"
             )
         return None, None
+
+    def _learned(self, grid: tuple[int, int] | None, init) -> jax.Array:
+        # Read without Linen's shape check: the parameter's own shape says which grid it is for.
+        if self.has_variable("params", "positions"):
+            return self.get_variable("params", "positions")
+        if grid is None:
+            raise ConfigError(
+                "model.position_grid: images of many shapes do not say how large the grid of the "
+                "learned positions is; set it."
+            )
+        return self.param("positions", init, (*grid, self.size.width))
+
+    def _check_native(self, packed: bool) -> None:
+        """Raises a ConfigError where images of many shapes cannot be encoded."""
+        if self.positions not in ("learned", "none"):
+            raise ConfigError(
+                f"model.positions: images of many shapes have 'learned' ones or none, not "
+                f"'{self.positions}'."
+            )
+        if packed and self.num_prefix:
+            raise ConfigError(
+                "model.class_token, model.num_registers: images that share a row have none."
+            )
 
     def _prefix(self, init, width: int) -> jax.Array | None:
         tokens = []
@@ -338,6 +388,8 @@ class ViT(nn.Module):
             return x[:, 0]
         if self.pool == "mean":
             patches = slice(self.num_prefix, None)
+            if mask is not None and mask.ndim == 3:
+                return jax.vmap(masked_mean, (None, 1), 1)(x, mask)
             return masked_mean(x[:, patches], None if mask is None else mask[:, patches])
         if self.pool == "map":
             mlp = "gelu" if self.mlp == "swiglu" else self.mlp

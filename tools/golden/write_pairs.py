@@ -34,6 +34,8 @@ from tools.golden.inputs import picture
 
 DIRECTORY = pathlib.Path(__file__).parents[2] / "tests" / "golden" / "pairs"
 BATCH, LENGTH, VOCABULARY = 4, 10, 64
+# Rows and columns of the patches of images at their own aspect ratio, and the length of a row.
+SHAPES, PATCHES = ((4, 4), (2, 7), (3, 3), (1, 20)), 20
 TEXTS = ["A photo of a cat", "the DOG, on a   mat!", "", "cats and dogs and cats and dogs and cats"]
 
 _TEXT = {
@@ -176,6 +178,15 @@ _SIGLIP_PROCESSOR = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
+_NAFLEX_PROCESSOR = {
+    "image_processor_type": "Siglip2ImageProcessor",
+    "do_resize": True,
+    "resample": 2,
+    "patch_size": 8,
+    "max_num_patches": 20,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
 _CLIP_END = {"eos_token_id": 49, "bos_token_id": 48}
 _SIGLIP_TEXT = {"projection_size": 12}
 
@@ -199,6 +210,13 @@ CASES = {
         _save_hf(_CLIP_PROCESSOR, _clip_tokenizer),
     ),
     "hf_siglip": Case(_hf("Siglip", _SIGLIP_TEXT, _SQUARE), (32, 32), "sigmoid", _save_siglip),
+    # Images of many shapes, on grids smaller and larger than the square of 16 patches.
+    "hf_siglip2_naflex": Case(
+        _hf("Siglip2", _SIGLIP_TEXT, {"patch_size": 8, "num_patches": 16}),
+        (PATCHES, 64),
+        "sigmoid",
+        _save_hf(_NAFLEX_PROCESSOR, _siglip2_tokenizer),
+    ),
     "hf_siglip2": Case(
         _hf("Siglip", _SIGLIP_TEXT, {**_SQUARE, "image_size": 44}),  # half a patch is cut off
         (44, 44),
@@ -375,6 +393,8 @@ def outputs(name: str, model: torch.nn.Module) -> dict[str, np.ndarray]:
             found[f"gradients/{parameter_name}"] = parameter.grad
     result = {key: value.detach().numpy().astype(np.float32) for key, value in found.items()}
     given = {"image_size": np.array(case.image_size), "ids": ids.astype(np.int32)}
+    if "naflex" in name:  # the picture's pixels are those of the patches, one after another
+        given["shapes"] = np.array(SHAPES, np.int32)
     return {**given, "segments": segments, **result}
 
 
@@ -388,9 +408,16 @@ def _loss(logits: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def _run_hf(model: torch.nn.Module, pixels: Any, ids: Any, segments: Any) -> dict[str, Any]:
-    mask = {} if segments.all() else {"attention_mask": segments}
+    given = {} if segments.all() else {"attention_mask": segments}
+    if isinstance(model, transformers.Siglip2Model):
+        shapes = torch.tensor(SHAPES)
+        given["spatial_shapes"] = shapes
+        given["pixel_attention_mask"] = (
+            torch.arange(PATCHES) < shapes.prod(1, keepdim=True)
+        ).long()
+        pixels = pixels.permute(0, 2, 3, 1).reshape(BATCH, PATCHES, -1)
     result = model(
-        pixel_values=pixels, input_ids=ids, return_loss=True, output_hidden_states=True, **mask
+        pixel_values=pixels, input_ids=ids, return_loss=True, output_hidden_states=True, **given
     )
     image, text = result.vision_model_output, result.text_model_output
     found = {

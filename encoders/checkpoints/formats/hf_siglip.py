@@ -1,13 +1,17 @@
-"""Hugging Face transformers' SigLIP, and SigLIP 2 at a fixed resolution, in and out.
+"""Hugging Face transformers' SigLIP and SigLIP 2, in and out.
 
 Weights of SigLIP 2 for square images of one size have the model_type 'siglip' as well; they differ
-in the tokenizer. Texts are padded to the length that the tower has positions for, and the padding
-is read: the vector of a text is that of the row's last token. What SigLIP's own tokenizer does to a
-text first is part of the preprocessing: lower case and no punctuation; SigLIP 2's has lower case.
+in the tokenizer. Its weights for images at their own aspect ratio, 'siglip2', take patches and the
+shapes of their grids (see `ViT`), or square images.
+
+Texts are padded to the length that the tower has positions for, and the padding is read: the vector
+of a text is that of the row's last token. What SigLIP's own tokenizer does to a text first is part
+of the preprocessing: lower case and no punctuation; SigLIP 2's has lower case.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +53,7 @@ from encoders.checkpoints.formats.towers import (
 )
 from encoders.errors import CheckpointError
 
-FAMILIES = {"siglip": Defaults({})}
+FAMILIES = {"siglip": Defaults({}), "siglip2": Defaults({})}
 _TEXT_DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 768,
@@ -73,6 +77,7 @@ _IMAGE_DEFAULTS = {
     "layer_norm_eps": 1e-6,
     "vision_use_head": True,
 }
+_NAFLEX = {"num_patches": 256}
 _IMAGE = {
     "class_token": False,
     "pre_norm": False,
@@ -92,7 +97,18 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     Raises:
       CheckpointError: an option is not supported; tensors are missing, unknown or of another shape.
     """
-    image = part(config, "vision_config", _IMAGE_DEFAULTS, where)
+    naflex, defaults = config["model_type"] == "siglip2", dict(_IMAGE_DEFAULTS)
+    if naflex:
+        defaults |= _NAFLEX
+    image = part(config, "vision_config", defaults, where)
+    if naflex:
+        side = math.isqrt(image["num_patches"])
+        if side**2 != image["num_patches"]:
+            raise CheckpointError(
+                f"{where}: num_patches={image['num_patches']} in config.json makes no sense: they "
+                "are those of a square."
+            )
+        image["image_size"] = [side * n for n in pair(image["patch_size"])]
     text = part(config, "text_config", _TEXT_DEFAULTS, where)
     if not image["vision_use_head"]:
         raise CheckpointError(
@@ -105,9 +121,11 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
             f"{where}: texts become vectors of {size} and images of {image['hidden_size']}, which "
             "cannot be compared."
         )
+    grid = grid_of(pair(image["image_size"]), image["patch_size"])
+    own = {"position_resize": "bilinear", "position_grid": grid} if naflex else {}
     model = {
         "name": "towers",
-        "image": {**image_section(image, where), **_IMAGE},
+        "image": {**image_section(image, where), **_IMAGE, **own},
         "text": {**text_section(text, where), **_TEXT},
         "embedding_dim": size,
         **_HEADS,
@@ -115,13 +133,13 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
         **config.get("encoders", {}),  # what transformers has no word for; see `write`
     }
     channels = image["num_channels"]
-    grid = grid_of(pair(image["image_size"]), model["image"]["patch_size"])
     rules = _rules(model, grid, channels)
     tree, dropped = load_tensors(files.read_tensors(path), rules, DROPPABLE, where)
     preprocessing, reason = read_pair_preprocessing(
         path, channels, model["text"], **_text_preparation(path, text)
     )
-    return imported(model, tree, preprocessing, "SiglipModel", dropped, reason)
+    architecture = "Siglip2Model" if naflex else "SiglipModel"
+    return imported(model, tree, preprocessing, architecture, dropped, reason)
 
 
 def _text_preparation(path: pathlib.Path, text: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,15 +169,21 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     tensors = dump_tensors(
         exported.params, _rules(fields, grid, exported.channels), "Hugging Face siglip"
     )
+    naflex = _is_naflex(fields["image"])
+    kind, name = ("siglip2", "Siglip2Model") if naflex else ("siglip", "SiglipModel")
+    images = image_config(exported)
+    if naflex:
+        del images["image_size"]
+        images["num_patches"] = grid[0] * grid[1]
     config = {
-        "model_type": "siglip",
-        "architectures": ["SiglipModel"],
+        "model_type": kind,
+        "architectures": [name],
         "text_config": {
-            "model_type": "siglip_text_model",
+            "model_type": f"{kind}_text_model",
             **text_config(fields["text"]),
             "projection_size": fields["image"]["width"],
         },
-        "vision_config": {"model_type": "siglip_vision_model", **image_config(exported)},
+        "vision_config": {"model_type": f"{kind}_vision_model", **images},
         "dtype": "float32",
         "encoders": {field: fields[field] for field in _START},
     }
@@ -168,22 +192,25 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     write_pair_preprocessing(directory, exported)
 
 
+def _is_naflex(fields: Mapping[str, Any]) -> bool:
+    return fields.get("position_resize") == "bilinear"
+
+
 # --- tensors --------------------------------------------------------------------------------------
 
 
 def _rules(model: Mapping[str, Any], grid: tuple[int, int], channels: int) -> list[Rule]:
     image, text = model["image"], model["text"]
     width, patches = image["width"], grid[0] * grid[1]
+    patch, embedding = pair(image["patch_size"]), ("embeddings.patch_embedding", "patch_embedding")
     tower = [
         vector(
             "embeddings.position_embedding.weight", "positions", (patches, width), (*grid, width)
         ),
-        *patch_convolution(
-            "embeddings.patch_embedding",
-            "patch_embedding",
-            channels,
-            pair(image["patch_size"]),
-            width,
+        *(
+            linear(*embedding, channels * patch[0] * patch[1], width)
+            if _is_naflex(image)
+            else patch_convolution(*embedding, channels, patch, width)
         ),
         *blocks(image),
         *norm("post_layernorm", "norm", width),

@@ -34,12 +34,21 @@ def gradients(name):
     return {k.removeprefix(prefix): v for k, v in expected(name).items() if k.startswith(prefix)}
 
 
+def pictures(name):
+    """Images, or patches of images at their own aspect ratio, and what else the tower is given."""
+    want = expected(name)
+    images = picture(tuple(want["image_size"]), len(want["ids"]))
+    if "shapes" not in want:
+        return images, {}
+    return images.reshape(*images.shape[:2], -1), {"shapes": want["shapes"]}
+
+
 @functools.cache
 def run(name):
     """Outputs of both towers, embeddings, logits, the published loss and its gradients."""
     pair, want = load(name), expected(name)
     module, weights = pair.module, pair.variables["params"]
-    images = picture(tuple(want["image_size"]), len(want["ids"]))
+    images, shapes = pictures(name)
     text = {"segments": want["segments"]}
 
     def loss(params):
@@ -47,10 +56,13 @@ def run(name):
             return module.apply({"params": params}, *arguments, **given)
 
         parts = {
-            "image": apply(images, method=lambda m, x: m.image(x, layers="all")),
+            "image": apply(images, method=lambda m, x: m.image(x, **shapes, layers="all")),
             "text": apply(want["ids"], method=lambda m, x: m.text(x, **text, layers="all")),
         }
-        embeddings = apply(images, want["ids"], **text)
+        embeddings = (
+            apply(images, **shapes, method="embed_image"),
+            apply(want["ids"], **text, method="embed_text"),
+        )
         logits = apply(*embeddings, method="logits")
         return _loss(logits, module.logit_bias is not None), (parts, embeddings, logits)
 
@@ -74,7 +86,7 @@ def check(name, atol):
     real = want["segments"] > 0
     for tower, out in parts.items():
         assert sorted(out.hidden) == list(range(len(want[f"{tower}_hidden"])))
-        where = real if tower == "text" else np.ones(out.mask.shape, bool)
+        where = real if tower == "text" else np.asarray(out.mask)
         for layer, hidden in enumerate(want[f"{tower}_hidden"]):
             np.testing.assert_allclose(
                 np.asarray(out.hidden[layer])[where], hidden[where], rtol=0, atol=atol

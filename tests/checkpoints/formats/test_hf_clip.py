@@ -20,7 +20,7 @@ from encoders.models import MODELS
 from encoders.objectives import OBJECTIVES
 from tools.golden.inputs import picture
 
-NAMES = ("hf_clip", "hf_clip_gelu", "hf_siglip", "hf_siglip2")
+NAMES = ("hf_clip", "hf_clip_gelu", "hf_siglip", "hf_siglip2", "hf_siglip2_naflex")
 ATOL = 5e-6
 
 
@@ -64,12 +64,13 @@ def test_export_of_import_is_the_same(name, tmp_path):
     again = encoders.load(tmp_path / "out")
     assert again.module == pair.module
     chex.assert_trees_all_equal(again.variables, pair.variables)
-    assert again.preprocessing.image == pair.preprocessing.image
-    texts = pairs.tokenized(name)["texts"]
-    np.testing.assert_array_equal(again.embed_text(texts), pair.embed_text(texts))
+    if "naflex" not in name:
+        assert again.preprocessing.image == pair.preprocessing.image
+        texts = pairs.tokenized(name)["texts"]
+        np.testing.assert_array_equal(again.embed_text(texts), pair.embed_text(texts))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:4])
 def test_texts_become_the_ids_of_transformers(name):
     text, want = pairs.load(name).preprocessing.text, pairs.tokenized(name)
     [tokenize] = text.eval_transforms()
