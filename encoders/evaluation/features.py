@@ -205,6 +205,8 @@ class FeatureExtractor:
 
     def ids(self, split: Split) -> Labelled:
         """Token ids [N, T] int32 as features, -1 for padding and special tokens."""
+        if isinstance(self.preprocessing, ImageTextPreprocessing):
+            return self.part("text").ids(split)
         return self._extract(("ids", None, ()), {}, split, keep=("ids",))[0]
 
     # --- how ----------------------------------------------------------------------------------
