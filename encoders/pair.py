@@ -123,6 +123,11 @@ class PairEncoder(Encoder):
 
     def _segments(self, ids: np.ndarray) -> np.ndarray:
         """[N, T] bool, True where a token is real."""
+        if self.preprocessing is None and getattr(self.module.text, "causal", False):
+            raise DataError(
+                "texts: no tokenizer came with these weights to say which id ends a text, where "
+                "its vector is read; pass `mask`."
+            )
         if self.preprocessing is None or self.preprocessing.text.attend_padding:
             return np.ones(ids.shape, bool)
         end = ids == self.preprocessing.text.special.sep_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import tokenizers
@@ -12,6 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from encoders.data.paths import locate
 from encoders.errors import DataError
 
+_CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 _PIECES = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
@@ -21,7 +23,8 @@ def read_tokenizer(source: str) -> tokenizers.Tokenizer:
     Args:
       source: the content of a tokenizer.json; the path of one; 'sample:NAME'; or a directory with
         tokenizer.json, else vocab.txt (BERT's WordPiece), else vocab.json and merges.txt
-        (byte-level BPE), the latter two with the settings of tokenizer_config.json if there is one.
+        (byte-level BPE, or CLIP's where tokens end in </w>), the former two with the settings of
+        tokenizer_config.json if there is one.
 
     Raises:
       DataError: nothing of this is there, or it cannot be read.
@@ -108,12 +111,16 @@ def _word_piece(path: pathlib.Path, settings: dict[str, Any]) -> tokenizers.Toke
 
 def _byte_level(directory: pathlib.Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     try:
-        model = models.BPE.from_file(
-            str(directory / "vocab.json"), str(directory / "merges.txt"), fuse_unk=False
-        )
+        files = str(directory / "vocab.json"), str(directory / "merges.txt")
+        vocabulary, merges = models.BPE.read_file(*files)
+        suffixed = any(token.endswith("</w>") for token in vocabulary)
+        given = {"end_of_word_suffix": "</w>", "unk_token": _CLIP_END} if suffixed else {}
+        model = models.BPE(vocabulary, merges, fuse_unk=False, **given)
     except Exception as error:  # the library raises bare Exception
         raise DataError(f"preprocessing.tokenizer: no tokenizer ({error}).") from error
     tokenizer = tokenizers.Tokenizer(model)
+    if suffixed:
+        return _clip(tokenizer)
     spaced = settings.get("add_prefix_space", False)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     tokenizer.decoder = decoders.ByteLevel()
@@ -124,6 +131,27 @@ def _byte_level(directory: pathlib.Path, settings: dict[str, Any]) -> tokenizers
         tokenizer.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
     if None not in map(tokenizer.token_to_id, ("<s>", "</s>")):
         tokenizer.post_processor = roberta_frame(tokenizer, add_prefix_space=spaced)
+    return tokenizer
+
+
+def _clip(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """CLIP's rules (arXiv 2103.00020, section 2.4): lower case, words, and two special tokens."""
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), spaces, normalizers.Lowercase()]
+    )
+    special = "|".join(re.escape(token) for token in (_CLIP_START, _CLIP_END))
+    words = rf"{special}|'(?:s|t|re|ve|m|ll|d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
+    split = pre_tokenizers.Split(tokenizers.Regex(words), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([_CLIP_START, _CLIP_END])
+    start, end = [(name, tokenizer.token_to_id(name)) for name in (_CLIP_START, _CLIP_END)]
+    tokenizer.post_processor = processors.RobertaProcessing(
+        end, start, trim_offsets=False, add_prefix_space=False
+    )
     return tokenizer
 
 

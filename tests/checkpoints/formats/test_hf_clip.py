@@ -15,7 +15,7 @@ import pytest
 import encoders
 from encoders.checkpoints.formats import files
 from encoders.config import build
-from encoders.errors import CheckpointError
+from encoders.errors import CheckpointError, DataError
 from encoders.models import MODELS
 from encoders.objectives import OBJECTIVES
 from tools.golden.inputs import picture
@@ -81,6 +81,21 @@ def test_texts_become_the_ids_of_transformers(name):
     np.testing.assert_array_equal([row["segments"] for row in rows], mask)
     assert text.max_length == 10
     assert (text.attend_padding, text.lowercase) == (whole, whole)
+
+
+def test_the_files_that_older_tokenizers_have(tmp_path):
+    """vocab.json and merges.txt, as OpenAI's weights were first converted."""
+    directory = pairs.copied("hf_clip", tmp_path / "copy")
+    model = json.loads((directory / "tokenizer.json").read_text())["model"]
+    (directory / "tokenizer.json").unlink()
+    files.write_json(directory / "vocab.json", model["vocab"])
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""]
+    (directory / "merges.txt").write_text("\n".join(lines))
+    text, want = encoders.load(directory).preprocessing.text, pairs.tokenized("hf_clip")
+    [tokenize] = text.eval_transforms()
+    rows = [tokenize({"text": t}, np.random.default_rng(0)) for t in want["texts"]]
+    np.testing.assert_array_equal([row["ids"] for row in rows], want["ids"])
+    assert text.special == pairs.load("hf_clip").preprocessing.text.special
 
 
 def test_a_pair_is_called_with_pictures_and_texts():
@@ -240,6 +255,16 @@ def test_a_config_dict_of_the_first_weights_comes_first(tmp_path):
 
     found = encoders.load(pairs.copied("hf_clip", tmp_path / "copy", edit))
     assert found.module == pairs.load("hf_clip").module
+
+
+def test_where_a_text_ends_is_not_guessed(tmp_path):
+    directory = pairs.copied("hf_clip", tmp_path / "copy")
+    (directory / "tokenizer.json").unlink()
+    found, want = encoders.load(directory), pairs.expected("hf_clip")
+    with pytest.raises(DataError, match="pass `mask`"):
+        found.embed_text(want["ids"])
+    given = found.embed_text(want["ids"], mask=want["segments"])
+    np.testing.assert_allclose(given, want["text_embeddings"], atol=ATOL)
 
 
 def test_weights_are_usable_without_a_tokenizer(tmp_path):
