@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from encoders.errors import ConfigError, nearest
 from encoders.layers.linear import Linear
 from encoders.layers.pooling import unit
+from encoders.types import Encoded
 
 Projection = Literal["none", "linear", "linear_bias"]
 TOWERS = ("image", "text")
@@ -144,7 +145,7 @@ class Towers(nn.Module):
         Raises:
           ConfigError: the tower does not pool, or the towers' vectors differ in size.
         """
-        return self._embed("image", images, train, given)
+        return self.encode("image", images, train=train, **given)[1]
 
     def embed_text(
         self,
@@ -168,18 +169,22 @@ class Towers(nn.Module):
           ConfigError: as `embed_image`, or there are more tokens than the tower has positions.
         """
         given = {"segments": segments, "mask": mask}
-        return self._embed("text", ids, train, {k: v for k, v in given.items() if v is not None})
+        given = {key: value for key, value in given.items() if value is not None}
+        return self.encode("text", ids, train=train, **given)[1]
 
-    def _embed(self, name: str, inputs: jax.Array, train: bool, given: dict) -> jax.Array:
+    def encode(
+        self, name: str, inputs: jax.Array, *, train: bool = False, **given: Any
+    ) -> tuple[Encoded, jax.Array]:
+        """What a tower, 'image' or 'text', makes of its inputs, and their embeddings [B, E]."""
         _ = self.dim
         locked = name in self.locked
-        tower = getattr(self, name)
-        pooled = tower(inputs, train=train and not locked, **given).pooled
-        if pooled is None:
+        encoded = getattr(self, name)(inputs, train=train and not locked, **given)
+        if encoded.pooled is None:
             raise ConfigError(f"model.{name}.pool: a tower gives one vector; 'none' gives none.")
         if locked:
-            pooled = jax.lax.stop_gradient(pooled)
-        return unit(self.heads[name](pooled) if name in self.heads else pooled)
+            encoded = jax.lax.stop_gradient(encoded)
+        pooled = encoded.pooled
+        return encoded, unit(self.heads[name](pooled) if name in self.heads else pooled)
 
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array]:
         """What cosines are multiplied by and what is then added to them, float32 scalars."""

@@ -1,5 +1,6 @@
 """What encoders are trained on, one file per idea; a config picks one by `objective.name`."""
 
+from encoders.objectives.captioning import ContrastCaption
 from encoders.objectives.classification import Classification
 from encoders.objectives.data_flow import DataFlowLanguage
 from encoders.objectives.distillation import DistilledLanguage
@@ -18,6 +19,7 @@ from encoders.objectives.sentence import (
 
 OBJECTIVES = {
     "classification": Classification,
+    "contrast_caption": ContrastCaption,
     "data_flow": DataFlowLanguage,
     "distilled_language": DistilledLanguage,
     "masked_image": MaskedImage,

@@ -5,6 +5,7 @@ batch['image'] [B, H, W, C] with batch['ids'] and batch['segments'] int32 [B, T]
 
   softmax_contrast   CLIP (arXiv 2103.00020), ALIGN (2102.05918), LiT (2111.07991)
   sigmoid_contrast   SigLIP (2303.15343)
+  contrast_caption   CoCa (2205.01917), in `objectives.captioning`
 
 LiT is `locked` of the towers, FLIP (2212.00794) is `token_drop` of the image tower.
 """
@@ -22,7 +23,7 @@ from encoders.models.towers import Towers
 from encoders.objectives.base import Batch, Objective, valid_weights
 from encoders.parallel.contrast import contrast, fingerprints
 from encoders.parallel.sharding import current_mesh
-from encoders.types import Outcome
+from encoders.types import Encoded, Outcome
 
 
 class ImageTextObjective(Objective):
@@ -48,15 +49,21 @@ class ImageTextObjective(Objective):
         Raises:
           ConfigError: the encoder is not two towers, or a text is longer than its tower.
         """
+        (_, image), (_, text) = self.encode(batch, train=train)
+        return {"image": image, "text": text}
+
+    def encode(self, batch: Batch, *, train: bool) -> tuple[tuple[Encoded, jax.Array], ...]:
+        """What each tower makes of a batch, and the embeddings [B, E]: of images, and of texts."""
         if not isinstance(self.encoder, Towers):
             raise ConfigError(
                 f"objective: {type(self).__name__} compares images with texts, and model is "
                 f"{type(self.encoder).__name__}; name 'towers'."
             )
-        return {
-            "image": self.encoder.embed_image(batch["image"], train=train),
-            "text": self.encoder.embed_text(batch["ids"], segments=batch["segments"], train=train),
-        }
+        segments = batch["segments"]
+        return (
+            self.encoder.encode("image", batch["image"], train=train),
+            self.encoder.encode("text", batch["ids"], segments=segments, train=train),
+        )
 
     def compare(self, embedded: Mapping[str, jax.Array], batch: Batch) -> Outcome:
         """The loss of a whole batch from its embeddings."""

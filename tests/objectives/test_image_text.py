@@ -47,6 +47,7 @@ CASES = {
     "sigmoid": objective("sigmoid_contrast", logit_bias=-3.0),
     "sigmoid_duplicates": objective("sigmoid_contrast", {"duplicates": True}, logit_bias=-3.0),
     "flip": objective("softmax_contrast", image=MODEL["image"] | {"token_drop": 0.5}),
+    "coca": objective("contrast_caption", {"decoder": {"depth": 1}}),
     "lit": objective("sigmoid_contrast", logit_bias=-3.0, locked=("image",)),
 }
 
@@ -195,6 +196,7 @@ ONE = (("fsdp", 1),)
         ("sigmoid_duplicates", (("fsdp", 2), ("tensor", 2)), 1),
         ("sigmoid", (("data", 2), ("fsdp", 4)), 1),
         ("lit", (("fsdp", 8),), 2),
+        ("coca", (("data", 2), ("fsdp", 1)), 2),
     ],
 )
 def test_loss_and_gradients_on_any_mesh_in_any_parts(name, sizes, micro_batches):
