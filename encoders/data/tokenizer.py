@@ -17,12 +17,13 @@ from encoders.errors import ConfigError, DataError
 
 # What families call their special tokens, in the order of Vocabulary's fields. XLNet has <s> and
 # </s> too, but begins and ends texts with <cls> and <sep>. CLIP's tokenizer has only a beginning
-# and an end, SigLIP's no beginning; what such lack, no objective of theirs needs.
-_END = ("<|endoftext|>", "</s>", "<eos>")
+# and an end, SigLIP's no beginning; what such lack, no objective of theirs needs. RoBERTa's has
+# GPT-2's <|endoftext|> besides </s>, and Gemma's has <s> and </s> as words.
+_END = ("<eos>", "</s>", "<|endoftext|>")
 NAMES = {
     "pad_id": ("[PAD]", "<pad>", *_END),
     "unk_id": ("[UNK]", "<unk>", *_END),
-    "cls_id": ("[CLS]", "<cls>", "<s>", "<|startoftext|>", "<bos>", *_END),
+    "cls_id": ("[CLS]", "<cls>", "<bos>", "<s>", "<|startoftext|>", *_END),
     "sep_id": ("[SEP]", "<sep>", *_END),
     "mask_id": ("[MASK]", "<mask>", "<unk>", *_END),
 }

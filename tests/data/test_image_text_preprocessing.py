@@ -138,3 +138,22 @@ def test_padding_with_another_special_token():
     section = {"name": "text", "tokenizer": inner.to_str(), "max_length": 4, "vocabulary": fields}
     [tokenize] = build(PREPROCESSING, section, "preprocessing").eval_transforms()
     assert tokenize({"text": "cat"}, np.random.default_rng(0))["ids"].tolist() == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ends"),
+    [
+        (["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "<mask>"], ["<s>", "</s>"]),  # RoBERTa
+        (
+            ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<s>", "</s>"],
+            ["<bos>", "<eos>"],
+        ),  # Gemma
+    ],
+)
+def test_special_tokens_that_could_be_mistaken(tokens, ends):
+    words = {token: number for number, token in enumerate(tokens)}
+    inner = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    found = Tokenizer.load(inner.to_str()).vocabulary
+    assert [found.cls_id, found.sep_id] == [words[end] for end in ends]
+    assert found.pad_id == words["<pad>"]
+    assert found.mask_id == words["<mask>"]
