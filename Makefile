@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # The tested sets: Python 3.11 with the oldest supported jax, and the newest of everything.
 CONSTRAINTS := $(shell $(PYTHON) -c "import sys; print('constraints/py311.txt' if sys.version_info < (3, 12) else 'constraints/newest.txt')")
 
-.PHONY: demo demo-text test lint format golden parity clean
+.PHONY: demo demo-text demo-clip test lint format golden parity clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m launch.local --config configs/demo.py --workdir runs/demo
@@ -14,6 +14,10 @@ demo: $(VENV)/.installed
 demo-text: $(VENV)/.installed
 	$(RUN) -m launch.local --config configs/demo_text.py --workdir runs/demo_text
 	$(RUN) -m tools.report --workdir runs/demo_text
+
+demo-clip: $(VENV)/.installed
+	$(RUN) -m launch.local --config configs/demo_clip.py --workdir runs/demo_clip
+	$(RUN) -m tools.report --workdir runs/demo_clip
 
 test: $(VENV)/.tested lint
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -15,7 +15,8 @@ overrides instead, for example --versus objective.encode_mask_tokens=True.
 Text is the first batch of the config's own data, or of the bundled one: how much of a row is
 padding is a matter of the lengths of real texts. Speeds are then also in real tokens per second,
 and `token_ratio` is the ratio of those: our rows are packed, the peer's hold one text each and
-padding, and the peer is given as many rows as ours, with texts of the same data.
+padding, and the peer is given as many rows as ours, with texts of the same data. Pairs of images
+and texts are random ones, and the bundled emoji behind the pipeline.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from encoders.parallel.host import retain_freed_memory
 from launch.flags import parse_flags
 
 _BLOCKS = 5
-_TEXT = "sample:peps"
+_TEXT, _PAIRS = "sample:peps", "sample:emoji"
 
 _Times = tuple[float, float]  # wall clock and processor seconds
 _Timer = Callable[[int], _Times]  # steps -> how long they took together
@@ -46,7 +47,9 @@ _Timer = Callable[[int], _Times]  # steps -> how long they took together
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     other = parser.add_mutually_exclusive_group()
-    other.add_argument("--peer", choices=("timm", "transformers"), help="what to compare with")
+    other.add_argument(
+        "--peer", choices=("timm", "transformers", "open_clip"), help="what to compare with"
+    )
     other.add_argument(
         "--versus",
         action="append",
@@ -124,8 +127,8 @@ class _Step:
         self.experiment = experiment
         self._rows = experiment.sections.batch_size
         batch = _first_batch(experiment, self._rows)
-        # Real tokens of a step, if it is of text.
-        self.tokens = int((batch["segments"] > 0).sum()) if "segments" in batch else 0
+        # Real tokens of a step, if it is of text alone.
+        self.tokens = 0 if "image" in batch else int((batch["segments"] > 0).sum())
         self._batch = to_device(batch, experiment.mesh)
         began = time.perf_counter()
         lowered = experiment.step().lower(experiment.abstract_state, self._batch)
@@ -225,6 +228,11 @@ def _prepared(config: Any, flags: argparse.Namespace) -> Any:
             config.preprocessing.tokenizer = f"{_TEXT}/tokenizer.json"
             config.preprocessing.vocabulary = None
             config.data.update(examples_per_epoch=None, transforms=(), processes=0)
+        elif not flags.with_data and config.preprocessing.name == "image_text":
+            config.data.source = {"name": "sample", "dataset": "emoji", "split": "train"}
+            config.preprocessing.text.tokenizer = f"{_PAIRS}/tokenizer.json"
+            config.preprocessing.text.vocabulary = None
+            config.data.update(examples_per_epoch=None, processes=0)
         elif not flags.with_data:
             epoch = config.data.get("examples_per_epoch")
             config.data.source = {
@@ -270,8 +278,11 @@ def _first_batch(experiment: Any, rows: int) -> dict[str, Any]:
     batch = experiment.example_batch(rows)
     if "image" not in batch:
         return experiment.pipeline().batch(0)
-    noise = np.random.default_rng(0).integers(0, 256, batch["image"].shape, np.uint8)
-    return batch | {"image": noise}
+    rng = np.random.default_rng(0)
+    if "ids" in batch:
+        batch["ids"] = rng.integers(1, experiment.objective.encoder.vocab_size, batch["ids"].shape)
+        batch["ids"] = batch["ids"].astype(np.int32)
+    return batch | {"image": rng.integers(0, 256, batch["image"].shape, np.uint8)}
 
 
 def _alternate(

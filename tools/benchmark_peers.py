@@ -23,14 +23,19 @@ from typing import Any
 
 from encoders.errors import ConfigError, EncodersError, exit_cleanly
 from encoders.models.bert import BERT
+from encoders.models.clip_text import CLIPText
 from encoders.models.roberta import RoBERTa
 from encoders.models.vit import ViT
 from encoders.objectives.classification import Classification
+from encoders.objectives.image_text import ImageTextObjective
 from encoders.objectives.masked_image import MaskedImage
 from encoders.objectives.masked_language import MaskedLanguage
 from encoders.parallel.host import retain_freed_memory
 
-PEERS = ("timm", "transformers")
+PEERS = ("timm", "transformers", "open_clip")
+_PACKAGES = {"open_clip": "open_clip_torch"}  # named otherwise than what is imported
+# The image towers of SigLIP that timm, which open_clip takes them from, knows by name.
+_SIGLIPS = {(768, 16): "vit_base_patch16_siglip_224", (1024, 16): "vit_large_patch16_siglip_256"}
 # model.mlp -> timm's act_layer and transformers' hidden_act
 TORCH_ACTIVATIONS = {
     "gelu": {"timm": "gelu", "transformers": "gelu"},
@@ -56,9 +61,15 @@ def peer_spec(
     objective, encoder = experiment.objective, experiment.objective.encoder
     if isinstance(objective, MaskedLanguage) and peer == "transformers":
         return _text_spec(experiment, lengths)
+    if isinstance(objective, ImageTextObjective) and peer == "open_clip":
+        return _pairs_spec(experiment, batch_size)
     if not isinstance(encoder, ViT):
         raise ConfigError(f"--peer {peer}: it has no counterpart of {type(encoder).__name__}.")
-    kind = {"timm": Classification, "transformers": MaskedImage}[peer]
+    kind = {
+        "timm": Classification,
+        "transformers": MaskedImage,
+        "open_clip": ImageTextObjective,
+    }[peer]
     if type(objective) is not kind:
         raise ConfigError(
             f"--peer {peer} is compared on {kind.__name__}, and this config's objective is "
@@ -137,6 +148,48 @@ def _text_spec(experiment: Any, lengths: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def _pairs_spec(experiment: Any, batch_size: int) -> dict[str, Any]:
+    objective, towers = experiment.objective, experiment.objective.encoder
+    image, text = towers.image, towers.text
+    if not isinstance(image, ViT) or not isinstance(text, CLIPText):
+        raise ConfigError("--peer open_clip is compared on a ViT with CLIP's or SigLIP's texts.")
+    image_size, length = experiment.preprocessing.input_size
+    patch, size, words = image.patch[0], image.size, text.size
+    sigmoid = objective.kind == "sigmoid"
+    if sigmoid and (size.width, patch) not in _SIGLIPS:
+        known = ", ".join(_SIGLIPS.values())
+        raise ConfigError(f"--peer open_clip: of SigLIPs it is compared on {known}.")
+    if text.causal is sigmoid or image.pool != ("map" if sigmoid else "cls"):
+        raise ConfigError("--peer open_clip: it has CLIP's towers and SigLIP's, and not these.")
+    text_cfg = {
+        "context_length": length,
+        "vocab_size": text.vocab_size,
+        "width": words.width,
+        "heads": words.num_heads,
+        "layers": words.depth,
+    }
+    vision_cfg: dict[str, Any] = {"image_size": image_size[0]}
+    if sigmoid:
+        name = _SIGLIPS[size.width, patch]
+        vision_cfg |= {"timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
+        text_cfg |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+        text_cfg |= {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
+    else:
+        vision_cfg |= {"layers": size.depth, "width": size.width, "patch_size": patch}
+        vision_cfg |= {"head_width": size.width // size.num_heads}
+    return {
+        "peer": "open_clip",
+        "batch_size": batch_size,
+        "sigmoid": sigmoid,
+        "embed_dim": towers.dim,
+        "vision_cfg": vision_cfg,
+        "text_cfg": text_cfg,
+        "quick_gelu": image.mlp == "quick_gelu",
+        "dtype": str(experiment.compute_dtype),
+        "clip": experiment.sections.optimizer.get("clip"),
+    }
+
+
 class Peer:
     """A running peer process; `info` describes it.
 
@@ -207,7 +260,7 @@ def serve(spec: Mapping[str, Any]) -> None:
     timed(3 if cuda else 1)
     info = {
         "name": spec["peer"],
-        "version": importlib.metadata.version(spec["peer"]),
+        "version": importlib.metadata.version(_PACKAGES.get(spec["peer"], spec["peer"])),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "compiled": cuda,
@@ -248,6 +301,8 @@ def _model(spec: Mapping[str, Any], torch: Any, device: Any) -> tuple[Any, Calla
     """The model, its loss of one input, and that input."""
     if "lengths" in spec:
         return _masked_language(spec, torch, device)
+    if spec["peer"] == "open_clip":
+        return _open_clip(spec, torch, device)
     shape = (spec["batch_size"], spec["channels"], *spec["image_size"])
     build = {"timm": _timm, "transformers": _transformers}[spec["peer"]]
     return *build(spec, torch, device), torch.randn(shape, device=device)
@@ -278,6 +333,23 @@ def _masked_language(spec: Mapping[str, Any], torch: Any, device: Any) -> tuple[
     labels = torch.where(chosen, ids, -100).to(device)
     mask, ids = mask.long().to(device), ids.to(device)
     return model, lambda ids: model(ids, attention_mask=mask, labels=labels).loss, ids
+
+
+def _open_clip(spec: Mapping[str, Any], torch: Any, device: Any) -> tuple[Any, Callable, Any]:
+    """CLIP or SigLIP, with open_clip's loss of one process."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    given = {name: spec[name] for name in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+    kind, loss = (CustomTextCLIP, SigLipLoss()) if spec["sigmoid"] else (CLIP, ClipLoss())
+    bias = {"init_logit_bias": -10.0} if spec["sigmoid"] else {}
+    model = kind(**given, **bias)
+    side, text = spec["vision_cfg"]["image_size"], spec["text_cfg"]
+    images = torch.randn((spec["batch_size"], 3, side, side), device=device)
+    ids = torch.randint(
+        1, text["vocab_size"], (spec["batch_size"], text["context_length"]), device=device
+    )
+    return model, lambda images: loss(*model(images, ids)), images
 
 
 def _timm(spec: Mapping[str, Any], torch: Any, device: Any) -> tuple[Any, Callable]:
