@@ -12,9 +12,7 @@ from configs import hardware, image_text
 
 
 def get_config(arg=None):
-    config = image_text.clip("L/14", "B", dim=768, lr=1e-3)
-    config.batch_size = 90_112
-    config.data.source.path = "data/datacomp_1b"
+    config = image_text.clip("L/14", "B", dim=768, lr=1e-3, corpus="datacomp_1b", rows=90_112)
     config.optimizer.schedule.warmup = {"steps": 10_000}
     config.optimizer.b2 = 0.95
     return hardware.apply(config, arg)

@@ -11,8 +11,7 @@ from configs import hardware, image_text
 
 
 def get_config(arg=None):
-    config = image_text.clip("B/16", "M", dim=512, lr=2.048e-3)
-    config.batch_size = 65_536
+    config = image_text.clip("B/16", "M", dim=512, lr=2.048e-3, rows=65_536)
     config.duration = {"examples": 6 * 400e6}
     config.preprocessing.image.image_size = (112, 112)
     config.preprocessing.text.max_length = config.model.text.max_length = 16

@@ -13,9 +13,7 @@ from configs import hardware, image_text
 
 
 def get_config(arg=None):
-    config = image_text.clip("L/14", "B", dim=768, lr=1e-3)
-    config.batch_size = 90_112
-    config.data.source.path = "data/laion2b"
+    config = image_text.clip("L/14", "B", dim=768, lr=1e-3, corpus="laion2b", rows=90_112)
     config.model.image.mlp = config.model.text.mlp = "gelu"
     config.objective = dict(name="contrast_caption", decoder=dict(depth=12))
     config.optimizer.schedule.warmup = {"steps": 10_000}

@@ -82,7 +82,9 @@ def adamw(lr: float, warmup: dict, **fields) -> dict:
     return section | fields
 
 
-def clip(variant: str, words: str, dim: int, lr: float) -> ConfigDict:
+def clip(
+    variant: str, words: str, dim: int, lr: float, corpus: str = "laion400m", rows: int = 32_768
+) -> ConfigDict:
     """Section 2.5 and tables 18 to 20 of arXiv 2103.00020, on LAION-400M for want of its own pairs.
 
     32 passes over 400 M pairs, 32,768 at a time; beta2 .98, eps 1e-6, decay .2, 2,000 steps of
@@ -93,9 +95,10 @@ def clip(variant: str, words: str, dim: int, lr: float) -> ConfigDict:
       words: size of the text tower.
       dim: of the shared space.
       lr: peak learning rate.
+      corpus, rows: other pairs than LAION-400M, and other batches.
     """
     texts = dict(max_length=77, vocabulary=CLIP_WORDS)
-    config = base("laion400m", 32_768, 224, texts)
+    config = base(corpus, rows, 224, texts)
     config.preprocessing.image.mean = (0.48145466, 0.4578275, 0.40821073)
     config.preprocessing.image.std = (0.26862954, 0.26130258, 0.27577711)
     config.duration = {"examples": 12.8e9}

@@ -92,6 +92,8 @@ def _shrink_pairs(config: ConfigDict) -> None:
     config.model.image.update(dict(sizes, patch_size=4))
     config.model.text.update(dict(sizes, max_length=8))
     config.model.embedding_dim = 16
+    if "decoder" in config.objective:
+        config.objective.decoder.depth = 1
     config.hardware.micro_batches = min(config.hardware.get("micro_batches", 1), 2)
     if "init_from" in config:
         del config["init_from"]
