@@ -44,7 +44,8 @@ def _ramp(step: jax.Array, warmup: int) -> jax.Array:
 
 def _progress(step: jax.Array, start: int, stop: int) -> jax.Array:
     """0 until `start`, 1 from `stop`, linear between."""
-    return jnp.clip((step - start) / max(stop - start, 1), 0.0, 1.0)
+    # As floats: a run may have more steps than an int32, in small batches for example.
+    return jnp.clip((step - float(start)) / float(max(stop - start, 1)), 0.0, 1.0)
 
 
 def _schedule(peak: float, shape: optax.Schedule) -> optax.Schedule:

@@ -37,6 +37,13 @@ def test_cosine_is_that_of_mae():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_a_run_may_have_more_steps_than_an_int32():
+    long = Durations(batch_size=2, examples_per_epoch=None, total_steps=6_400_000_000)
+    section = {"name": "cosine", "warmup": {"steps": 100}}
+    schedule = build(SCHEDULES, section, "optimizer.schedule", peak=PEAK, durations=long)
+    assert jax.jit(schedule)(200) == pytest.approx(PEAK)
+
+
 def test_cosine_is_that_of_optax():
     got = values(name="cosine", warmup={"percent": 10}, end=0.01)
     optaxs = optax.warmup_cosine_decay_schedule(0.0, PEAK, 100, TOTAL, PEAK * 0.01)
