@@ -86,6 +86,14 @@ def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     )
 
 
+def without(regexes: Sequence[str], tree: Any) -> Any:
+    """The tree with None in place of leaves whose path one of the regexes matches."""
+    compiled = [re.compile(regex) for regex in regexes]
+    return map_with_path(
+        lambda path, leaf: None if any(r.fullmatch(path) for r in compiled) else leaf, tree
+    )
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts from path -> value: {'a/b': x} becomes {'a': {'b': x}}."""
     tree: dict[str, Any] = {}

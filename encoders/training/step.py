@@ -138,10 +138,7 @@ def make_step(
 
     def trained(params):
         """The parameters that have a gradient; None in place of the others."""
-        frozen = [re.compile(regex) for regex in objective.frozen]
-        return rules.map_with_path(
-            lambda path, x: None if any(f.fullmatch(path) for f in frozen) else x, params
-        )
+        return rules.without(objective.frozen, params)
 
     def filled(some, everything):
         """Those that have no gradient, too."""

@@ -139,7 +139,8 @@ def micro_gradients(experiment: Experiment) -> int:
     """Bytes on one chip of the gradients' sums, where there are several micro-batches."""
     if experiment.sections.hardware.micro_batches == 1:
         return 0
-    return shard_bytes(jax.tree.leaves(experiment.abstract_state.params))
+    trained = rules.without(experiment.objective.frozen, experiment.abstract_state.params)
+    return shard_bytes(jax.tree.leaves(trained))
 
 
 def shard_bytes(leaves: Sequence[jax.ShapeDtypeStruct]) -> int:
