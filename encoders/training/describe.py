@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 from encoders.config import UNITS, build
 from encoders.data import SOURCES
 from encoders.evaluation import EVALUATORS
+from encoders.loading import section_of
+from encoders.models import MODELS
 from encoders.training.experiment import Experiment
 from encoders.training.optimizers import OPTIMIZERS
 from encoders.training.schedules import SCHEDULES
@@ -66,18 +68,18 @@ def resolved(experiment: Experiment) -> dict[str, Any]:
     """The config as the objects it built see it: every field of every section."""
     config = experiment.config
     objective = _plain(experiment.objective)
-    model = objective.pop("encoder")
-    objective.pop("vocabulary", None)  # of the preprocessing
+    for elsewhere in ("encoder", "vocabulary"):  # of the model, and of the preprocessing
+        objective.pop(elsewhere, None)
     found = _plain(experiment.sections)
     found |= {
-        "model": {**model, "name": config["model"]["name"]},
+        "model": section_of(MODELS, experiment.objective.encoder),
         "objective": {**objective, "name": config["objective"]["name"]},
         "preprocessing": {
             **_plain(experiment.preprocessing),
             "name": config["preprocessing"]["name"],
         },
         "optimizer": {
-            **_plain(build(OPTIMIZERS, config["optimizer"], "optimizer")),
+            **_plain(build(OPTIMIZERS, experiment.optimizer_section, "optimizer")),
             "name": config["optimizer"]["name"],
             "schedule": _with_defaults(SCHEDULES, config["optimizer"]["schedule"]),
         },
@@ -141,7 +143,7 @@ def sizes(experiment: Experiment) -> list[str]:
 
 def parameters(experiment: Experiment) -> list[str]:
     """One aligned row per parameter array."""
-    optimizer = build(OPTIMIZERS, experiment.sections.optimizer, "optimizer")
+    optimizer = build(OPTIMIZERS, experiment.optimizer_section, "optimizer")
     treatments = optimizer.treatments(experiment.param_shapes)
     shapes = jax.tree.leaves(experiment.param_shapes)
     specs = jax.tree.leaves(experiment.param_specs, is_leaf=lambda x: isinstance(x, P))

@@ -206,12 +206,19 @@ class Experiment:
             self.param_shapes, self.mesh, hardware.tensor_rules, hardware.fsdp_min_size
         )
 
-    @functools.cached_property
-    def _optimizer(self) -> tuple[Any, Any]:
+    @property
+    def optimizer_section(self) -> dict[str, Any]:
+        """config.optimizer, with what the objective does not train among what is frozen."""
         section = dict(self.sections.optimizer)
         if self.objective.frozen:
             section["frozen"] = (*section.get("frozen", ()), *self.objective.frozen)
-        return make_optimizer(section, durations=self.durations, params=self.param_shapes)
+        return section
+
+    @functools.cached_property
+    def _optimizer(self) -> tuple[Any, Any]:
+        return make_optimizer(
+            self.optimizer_section, durations=self.durations, params=self.param_shapes
+        )
 
     @property
     def optimizer(self) -> Any:

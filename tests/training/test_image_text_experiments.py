@@ -83,9 +83,13 @@ def test_locking_a_tower_is_one_line():
 
 def test_every_field_of_both_towers_is_shown():
     text = describe(experiment(model__locked=("image",)))
+    assert "model.image.name = 'vit'" in text
     assert "model.image.patch_size = 4" in text
     assert "model.text.max_length = 6" in text
     assert "model.locked = ('image',)" in text
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("encoder/")}
+    assert "frozen" in rows["encoder/image/norm/scale"]
+    assert "frozen" not in rows["encoder/text/norm/scale"]
 
 
 @pytest.mark.parametrize(
