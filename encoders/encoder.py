@@ -15,6 +15,7 @@ import numpy as np
 
 from encoders.data.buckets import length_batches
 from encoders.data.preprocessing import Preprocessing
+from encoders.data.sources.base import CorruptExample
 from encoders.data.text import TextPreprocessing
 from encoders.errors import CheckpointError, ConfigError, DataError
 from encoders.layers.pooling import pool, unit
@@ -56,7 +57,8 @@ class Encoder:
 
         Args:
           images: [B, H, W, C]; uint8 is normalised by `preprocessing`, floats are taken as already
-            normalised. Any size that divides into patches.
+            normalised. Any size that divides into patches. Or a list of uint8 images, where
+            `preprocessing` is for images at their own aspect ratio.
           layers: blocks whose outputs to return in `hidden`; negative ones count from the end.
           mask: [B, N] bool over patches, True where one is real; None if all are.
           keep: [B, K] int32, the patches to encode; None means all.
@@ -65,17 +67,40 @@ class Encoder:
           DataError: `images` is not such a batch.
           ConfigError: the size does not divide into patches, or a layer does not exist.
         """
-        images = self._checked(images)
-        return self._apply(self.variables, images, mask, keep, _hashable(layers))
+        images, shapes = self._prepared(images)
+        return self._apply(self.variables, images, mask, keep, shapes, _hashable(layers))
 
     @functools.cached_property
     def _apply(self) -> Any:
-        def apply(variables: Any, images: Any, mask: Any, keep: Any, layers: Any) -> Encoded:
+        def apply(
+            variables: Any, images: Any, mask: Any, keep: Any, shapes: Any, layers: Any
+        ) -> Encoded:
             if self.preprocessing is not None:
                 images = self.preprocessing.normalize(images)
-            return self.module.apply(variables, images, mask=mask, keep=keep, layers=layers)
+            given = {"mask": mask, "keep": keep, "layers": layers, **shapes}
+            return self.module.apply(variables, images, **given)
 
         return jax.jit(apply, static_argnames="layers")
+
+    def _prepared(self, images: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        """Images as the module takes them, and what it is given with patches."""
+        preprocessing = self.preprocessing
+        native = isinstance(images, Sequence) and getattr(preprocessing, "max_patches", None)
+        if not native:
+            return self._checked(images), {}
+        transforms, rows = preprocessing.eval_transforms(), []
+        for number, image in enumerate(images):
+            example = {"image": np.asarray(image)}
+            try:
+                for transform in transforms:
+                    example = transform(example, np.random.default_rng(0))
+            except CorruptExample as error:
+                raise DataError(f"images: number {number}: {error}.") from error
+            rows.append(example)
+        if not rows:
+            raise DataError("images: expected a list of images, got an empty one.")
+        patches, shapes = (np.stack([row[name] for row in rows]) for name in ("image", "shapes"))
+        return patches, {"shapes": shapes}
 
     def _checked(self, images: Any) -> Any:
         images = images if isinstance(images, jax.Array) else np.asarray(images)

@@ -351,8 +351,9 @@ def _images(
     if "positions" in params:
         rows, columns = params["positions"].shape[:2]
         image_size = (rows * patch[0], columns * patch[1])
-        if preprocessing is not None and module.grid(preprocessing.image_size) == (rows, columns):
-            image_size = preprocessing.image_size  # more than patches tile, where a rest is cut off
+        if module.crop_rest and preprocessing is not None:  # a rest that fills no patch
+            whole = module.grid(preprocessing.image_size) == (rows, columns)
+            image_size = preprocessing.image_size if whole else image_size
     elif preprocessing is not None:
         image_size = preprocessing.image_size
     else:

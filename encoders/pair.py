@@ -50,7 +50,7 @@ class PairEncoder(Encoder):
 
         Args:
           images: [B, H, W, C]; uint8 is normalised by `preprocessing`, floats are taken as already
-            normalised.
+            normalised. Or a list of uint8 images at their own aspect ratio, where it is for those.
 
         Returns:
           [B, E] float32.
@@ -59,8 +59,8 @@ class PairEncoder(Encoder):
           DataError: `images` is not such a batch.
           ConfigError: the size does not divide into patches.
         """
-        images = self.image._checked(images)
-        return np.asarray(self._images(self.variables, images))
+        images, shapes = self.image._prepared(images)
+        return np.asarray(self._images(self.variables, images, shapes))
 
     def embed_text(self, texts: Any, *, mask: Any = None, batch_size: int = 64) -> np.ndarray:
         """Vectors of length 1 for texts.
@@ -144,10 +144,10 @@ class PairEncoder(Encoder):
 
     @functools.cached_property
     def _images(self) -> Any:
-        def apply(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        def apply(variables: Mapping[str, Any], images: jax.Array, shapes: Any) -> jax.Array:
             if self.preprocessing is not None:
                 images = self.preprocessing.normalize(images)
-            return self.module.apply(variables, images, method="embed_image")
+            return self.module.apply(variables, images, **shapes, method="embed_image")
 
         return jax.jit(apply)
 

@@ -50,8 +50,9 @@ class ImageTextPreprocessing:
 
     def example_batch(self, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types that training will see."""
-        image, text = self.image.example_batch(rows), self.text.example_batch(rows)
-        return {"image": image["image"], **text}
+        batch = {**self.image.example_batch(rows), **self.text.example_batch(rows)}
+        del batch["label"]
+        return batch
 
     def encoder_inputs(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The arguments (positional, by name) that an encoder is called with for a batch."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from encoders.data.images import Interpolation
 from encoders.data.transforms.geometry import CenterCrop, Decode, Resize
+from encoders.data.transforms.patches import ToPatches
 from encoders.errors import ConfigError
 
 
@@ -27,6 +28,8 @@ class Preprocessing:
       crop_fraction: part of the resized image that the central crop keeps, per side.
       keep_aspect: False distorts images to the resized shape (transformers' ViT processor, timm's
         'squash') rather than covering it.
+      max_patches, patch_size: of images at their own aspect ratio, which become patches, see
+        `ToPatches`, rather than images of `image_size`; None for none.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -36,8 +39,15 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
     crop_fraction: float = 0.875
     keep_aspect: bool = True
+    max_patches: int | None = None
+    patch_size: int | None = None
 
     def __post_init__(self) -> None:
+        if (self.max_patches is None) != (self.patch_size is None):
+            raise ConfigError(
+                "preprocessing: max_patches and patch_size are of images at their own aspect "
+                "ratio; set both or none."
+            )
         if min(self.image_size) < 1 or self.channels not in (1, 3, 4):
             raise ConfigError(
                 f"preprocessing: expected image_size from (1, 1) and 1, 3 or 4 channels, got "
@@ -62,7 +72,13 @@ class Preprocessing:
             raise ConfigError(f"preprocessing.std: expected positive numbers, got {self.std}.")
 
     def eval_transforms(self) -> list[Callable]:
-        """Decode, resize, central crop: file or array -> uint8 [height, width, channels]."""
+        """Decode, resize, central crop: file or array -> uint8 [height, width, channels].
+
+        Or patches, see `ToPatches`.
+        """
+        if self.max_patches is not None:
+            cut = ToPatches(self.patch_size, self.max_patches, self.interpolation)
+            return [Decode(channels=self.channels), cut]
         resized = tuple(int(side / self.crop_fraction) for side in self.image_size)
         return [
             Decode(channels=self.channels),
@@ -77,6 +93,8 @@ class Preprocessing:
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width), what FLOPs are counted for."""
+        if self.max_patches is not None:  # whatever its shape, as many patches
+            return self.patch_size, self.patch_size * self.max_patches
         return self.image_size
 
     @property
@@ -87,7 +105,8 @@ class Preprocessing:
     @property
     def for_transforms(self) -> dict[str, Any]:
         """What transforms may ask for by a parameter of that name: a config says it once."""
-        names = ("image_size", "channels", "mean", "std")
+        names = ["image_size", "channels", "mean", "std"]
+        names += [] if self.max_patches is None else ["max_patches", "patch_size"]
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -97,21 +116,31 @@ class Preprocessing:
 
     def example_batch(self, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types that training will see."""
+        images = {"image": np.zeros((rows, *self.image_size, self.channels), np.uint8)}
+        if self.max_patches is not None:
+            pixels = self.patch_size**2 * self.channels
+            images = {
+                "image": np.zeros((rows, self.max_patches, pixels), np.uint8),
+                "shapes": np.ones((rows, 2), np.int32),
+            }
         return {
-            "image": np.zeros((rows, *self.image_size, self.channels), np.uint8),
+            **images,
             "label": np.zeros(rows, np.int32),
             "row": np.arange(rows, dtype=np.int32),
         }
 
     def encoder_inputs(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The arguments (positional, by name) that an encoder is called with for a batch."""
-        return (batch["image"],), {}
+        return (batch["image"],), {name: batch[name] for name in ("shapes",) if name in batch}
 
     def normalize(self, images: Any) -> Any:
-        """uint8 [..., H, W, C] -> float32 (x / 255 - mean) / std, numpy or jax; floats pass."""
+        """uint8 [..., H, W, C] -> float32 (x / 255 - mean) / std, numpy or jax; floats pass.
+
+        So are patches [..., N, ph*pw*C], whose channels come last.
+        """
         if not np.issubdtype(images.dtype, np.integer):
             return images
-        scale, shift = self._affine()
+        scale, shift = (np.tile(x, images.shape[-1] // self.channels) for x in self._affine())
         return images.astype(np.float32) * scale + shift
 
     def denormalize(self, images: Any) -> Any:

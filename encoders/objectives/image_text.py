@@ -1,7 +1,8 @@
 """Contrast of images and texts: each is told its counterpart from those of the whole batch.
 
 What differs from other objectives: the encoder is two towers (`Towers`), and an example is a pair,
-batch['image'] [B, H, W, C] with batch['ids'] and batch['segments'] int32 [B, T].
+batch['image'] [B, H, W, C], or patches and their batch['shapes'] (see `ViT`), with batch['ids'] and
+batch['segments'] int32 [B, T].
 
   softmax_contrast   CLIP (arXiv 2103.00020), ALIGN (2102.05918), LiT (2111.07991)
   sigmoid_contrast   SigLIP (2303.15343)
@@ -60,8 +61,9 @@ class ImageTextObjective(Objective):
                 f"{type(self.encoder).__name__}; name 'towers'."
             )
         segments = batch["segments"]
+        shapes = {"shapes": batch["shapes"]} if "shapes" in batch else {}
         return (
-            self.encoder.encode("image", batch["image"], train=train),
+            self.encoder.encode("image", batch["image"], train=train, **shapes),
             self.encoder.encode("text", batch["ids"], segments=segments, train=train),
         )
 

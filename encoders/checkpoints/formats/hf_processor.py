@@ -28,6 +28,8 @@ def read_preprocessing(
     if not path.is_file():
         return None, f"the directory has no {FILE}"
     config = files.read_json(path)
+    if str(config.get("image_processor_type", "")).startswith("Siglip2"):
+        config = {"resample": 2, "patch_size": 16, "max_num_patches": 256, **config}
     try:
         return {"name": "image", "channels": channels, **_fields(config, channels)}, None
     except _Unsupported as reason:
@@ -68,6 +70,8 @@ def _geometry(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get("do_resize", True):
         raise _Unsupported("does not resize")
     kind = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
+    if kind.startswith("Siglip2"):  # at their own aspect ratio
+        return {"max_patches": config["max_num_patches"], "patch_size": config["patch_size"]}
     size, crop = config.get("size"), None
     if isinstance(size, int):
         square = not kind.startswith(_SHORTER_SIDE)
@@ -128,6 +132,14 @@ def write_preprocessing(directory: pathlib.Path, fields: Mapping[str, Any]) -> N
         "do_convert_rgb": fields["channels"] == 3,
         "do_center_crop": False,
     }
+    if fields.get("max_patches") is not None:
+        config |= {
+            "image_processor_type": "Siglip2ImageProcessor",
+            "max_num_patches": fields["max_patches"],
+            "patch_size": fields["patch_size"],
+        }
+        files.write_json(directory / FILE, config)
+        return
     if fields["keep_aspect"]:
         if height != width:
             raise CheckpointError(

@@ -15,6 +15,7 @@ from encoders.data.transforms.geometry import (
     RandomResizedCrop,
     Resize,
 )
+from encoders.data.transforms.patches import ToPatches
 from encoders.data.transforms.rand_augment import RandAugment
 from encoders.data.transforms.tokenize import Tokenize
 from encoders.data.transforms.tokenize_texts import TokenizeTexts
@@ -31,6 +32,7 @@ TRANSFORMS = {
     "color_jitter": ColorJitter,
     "random_grayscale": RandomGrayscale,
     "random_erasing": RandomErasing,
+    "to_patches": ToPatches,
     "tokenize": Tokenize,
     "bimodal": Bimodal,
     "data_flow": DataFlow,
