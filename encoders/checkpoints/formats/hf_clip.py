@@ -40,7 +40,9 @@ from encoders.checkpoints.formats.mapping import (
 from encoders.checkpoints.formats.towers import (
     MAX_LOGIT_SCALE,
     check_fields,
+    own_fields,
     read_pair_preprocessing,
+    with_own_fields,
     write_pair_preprocessing,
 )
 from encoders.data.tokenizer import Tokenizer
@@ -114,8 +116,8 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
         **_HEADS,
         "logit_scale": float(config["logit_scale_init_value"]),
         "max_logit_scale": MAX_LOGIT_SCALE,
-        **config.get("encoders", {}),  # what transformers has no word for; see `write`
     }
+    model = with_own_fields(model, config)
     channels, image_size = image_config["num_channels"], pair(image_config["image_size"])
     rules = _rules(model, grid_of(image_size, model["image"]["patch_size"]), channels)
     tree, dropped = load_tensors(files.read_tensors(path), rules, DROPPABLE, where)
@@ -198,7 +200,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     fields = exported.fields
     only = {f"image.{field}": value for field, value in _IMAGE.items()}
     only |= {f"text.{field}": value for field, value in _TEXT.items()}
-    check_fields(fields, {**only, **_HEADS, "image.layer_scale": None}, "format 'hf', clip")
+    only |= {"image.norm_after_pool": [True, False], "image.layer_scale": None}  # of a class token
+    check_fields(fields, {**only, **_HEADS}, "format 'hf', clip")
     grid = square_grid(exported, "clip")
     tensors = dump_tensors(
         exported.params, _rules(fields, grid, exported.channels), "Hugging Face clip"
@@ -221,7 +224,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
             "projection_dim": dim,
         },
         "dtype": "float32",
-        "encoders": {"max_logit_scale": fields["max_logit_scale"]},
+        "encoders": own_fields(fields, "max_logit_scale"),
     }
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)

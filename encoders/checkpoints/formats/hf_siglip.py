@@ -48,7 +48,9 @@ from encoders.checkpoints.formats.mapping import (
 )
 from encoders.checkpoints.formats.towers import (
     check_fields,
+    own_fields,
     read_pair_preprocessing,
+    with_own_fields,
     write_pair_preprocessing,
 )
 from encoders.errors import CheckpointError
@@ -130,8 +132,8 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
         "embedding_dim": size,
         **_HEADS,
         **_START,
-        **config.get("encoders", {}),  # what transformers has no word for; see `write`
     }
+    model = with_own_fields(model, config)
     channels = image["num_channels"]
     rules = _rules(model, grid, channels)
     tree, dropped = load_tensors(files.read_tensors(path), rules, DROPPABLE, where)
@@ -185,7 +187,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         },
         "vision_config": {"model_type": f"{kind}_vision_model", **images},
         "dtype": "float32",
-        "encoders": {field: fields[field] for field in _START},
+        "encoders": own_fields(fields, *_START),
     }
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)

@@ -38,7 +38,12 @@ from encoders.checkpoints.formats.mapping import (
     vector,
 )
 from encoders.checkpoints.formats.open_clip_config import CONFIG, read_config, sections
-from encoders.checkpoints.formats.towers import MAX_LOGIT_SCALE, check_fields
+from encoders.checkpoints.formats.towers import (
+    MAX_LOGIT_SCALE,
+    check_fields,
+    own_fields,
+    with_own_fields,
+)
 from encoders.errors import CheckpointError
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -89,8 +94,8 @@ def read(path: pathlib.Path) -> Imported:
         "logit_scale": float(model_cfg["init_logit_scale"]),
         "logit_bias": model_cfg["init_logit_bias"],
         "max_logit_scale": None if "logit_bias" in tensors else MAX_LOGIT_SCALE,
-        **config.get("encoders", {}),  # what open_clip has no word for; see `write`
     }
+    model = with_own_fields(model, config)
     prefix = "text." if any(name.startswith("text.") for name in tensors) else ""
     shape = (1,) if model_cfg["nonscalar_logit_scale"] else ()
     rules = [*rules, *_text_rules(model, prefix), *_head_rules(model, shape, own)]
@@ -282,7 +287,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     config = {
         "model_cfg": model_cfg,
         "preprocess_cfg": _preprocess_cfg(exported),
-        "encoders": {"max_logit_scale": fields["max_logit_scale"]},
+        "encoders": own_fields(fields, "max_logit_scale"),
     }
     files.write_json(directory / CONFIG, config)
     files.write_tensors(directory / WEIGHTS, tensors)

@@ -72,6 +72,19 @@ def check_fields(fields: Mapping[str, Any], only: Mapping[str, Any], format: str
         )
 
 
+def own_fields(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """What a format has no word for: fields of `Towers`, and how its image tower resizes."""
+    resize = {"position_resize": fields["image"]["position_resize"]}
+    return {**resize, **{name: fields[name] for name in names}}
+
+
+def with_own_fields(model: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model section with what `own_fields` wrote into a config."""
+    given = dict(config.get("encoders") or {})
+    image = {name: given.pop(name) for name in ("position_resize",) if name in given}
+    return {**model, **given, "image": {**model["image"], **image}}
+
+
 def read_pair_preprocessing(
     directory: pathlib.Path, channels: int, text: Mapping[str, Any], **fields: Any
 ) -> tuple[dict[str, Any] | None, str | None]:

@@ -76,6 +76,21 @@ def test_export_of_import_is_the_same(name, tmp_path):
         encoders.save(pair, tmp_path / "hf", format="hf")
 
 
+def test_from_transformers_to_open_clip_and_back(tmp_path):
+    pair = pairs.load("hf_clip")
+    encoders.save(pair, tmp_path / "open_clip", format="open_clip")
+    there = encoders.load(tmp_path / "open_clip")
+    chex.assert_trees_all_equal(there.variables, pair.variables)
+    assert there.module == pair.module
+    assert there.preprocessing.image == pair.preprocessing.image
+    plain = there.module.image.clone(norm_after_pool=False)  # the same for a class token
+    there = dataclasses.replace(there, module=there.module.clone(image=plain))
+    encoders.save(there, tmp_path / "hf", format="hf")
+    again = encoders.load(tmp_path / "hf")
+    chex.assert_trees_all_equal(again.variables, pair.variables)
+    assert again.module == pair.module
+
+
 @pytest.mark.parametrize("name", ["open_clip", "open_clip_siglip"])
 def test_texts_become_the_ids_of_the_tokenizer(name):
     text, want = pairs.load(name).preprocessing.text, pairs.tokenized(name)
