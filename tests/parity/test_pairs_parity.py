@@ -80,9 +80,11 @@ def make(name):
     return encoders.pair.PairEncoder(module, variables, preprocessing)
 
 
-def reference(directory, pixels, ids, mask):
+def reference(directory, pixels, ids, mask, shapes=None):
     """Logits of the network that the other project makes of an exported directory."""
-    pixels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    if shapes is None:
+        pixels = pixels.transpose(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.ascontiguousarray(pixels))
     ids = torch.from_numpy(np.asarray(ids)).long()
     if (directory / "open_clip_config.json").is_file():
         package, _ = write_pairs.open_clip()
@@ -95,6 +97,10 @@ def reference(directory, pixels, ids, mask):
     model, info = transformers.AutoModel.from_pretrained(directory, output_loading_info=True)
     assert not any(info.values()), info
     given = {} if mask.all() else {"attention_mask": torch.from_numpy(mask).long()}
+    if shapes is not None:
+        real = np.arange(pixels.shape[1]) < shapes.prod(1, keepdims=True)
+        given["spatial_shapes"] = torch.from_numpy(shapes).long()
+        given["pixel_attention_mask"] = torch.from_numpy(real).long()
     result = model.eval()(pixel_values=pixels, input_ids=ids, **given)
     return result.logits_per_image.detach().numpy()
 
@@ -106,9 +112,14 @@ def test_import_and_back(name, tmp_path):
     pair = encoders.load(GOLDEN / name)
     with np.load(GOLDEN / name / "expected.npz") as want:
         size, ids, mask = tuple(want["image_size"]), want["ids"], want["segments"]
+        shapes = want.get("shapes")
     encoders.save(pair, tmp_path / "out", format="hf" if name.startswith("hf") else "open_clip")
-    logits = reference(tmp_path / "out", picture(size, len(ids)), ids, mask)
-    images, texts = pair.embed_image(picture(size, len(ids))), pair.embed_text(ids, mask=mask)
+    pixels, given = picture(size, len(ids)), {}
+    if shapes is not None:
+        pixels, given = pixels.reshape(*pixels.shape[:2], -1), {"shapes": shapes}
+    logits = reference(tmp_path / "out", pixels, ids, mask, shapes)
+    images = pair.module.apply(pair.variables, pixels, **given, method="embed_image")
+    texts = pair.embed_text(ids, mask=mask)
     ours = pair.module.apply(pair.variables, images, texts, method="logits")
     np.testing.assert_allclose(ours, logits, rtol=0, atol=TOLERANCE)
 
