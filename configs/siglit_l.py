@@ -3,7 +3,9 @@
 Paper: Sigmoid Loss for Language Image Pre-Training, arXiv 2303.15343, table 1.
 Command: python -m launch.local --config configs/siglit_l.py --workdir runs/siglit_l
   init_from.path: a trained ViT-g/14, pooled by attention; the paper's is not public.
-Cost: the paper: two days on four TPU v4 chips, from features that were computed before.
+Cost: the paper: two days on four TPU v4 chips, from features that were computed before. Planned
+  (launch.plan, :v4, v4:2x2x1): 8.2 GiB of a chip's 32, and at least 14.4 s a step, most of it for
+  the locked tower.
 Published: 84.5 zero-shot on ImageNet.
 Measured: not run.
 

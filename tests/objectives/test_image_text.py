@@ -19,7 +19,7 @@ from encoders.parallel.mesh import make_mesh, to_device
 from encoders.parallel.sharding import named, parameter_specs
 from encoders.training.optimizers import AdamW
 from encoders.training.state import TrainState
-from encoders.training.step import make_step
+from encoders.training.step import cast_params, make_step
 
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 jit = functools.partial(jax.jit, compiler_options=QUICKLY)
@@ -245,6 +245,15 @@ def test_a_locked_tower_has_no_optimizer_state():
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     assert any("text" in path and "mu" in path for path in paths)
     assert not any("'image'" in path for path in paths)
+
+
+def test_the_temperature_is_not_rounded():
+    """Bfloat16 has 8 bits: exp(4.6) would be off by a percent."""
+    cast = cast_params(initial("sigmoid"), jnp.bfloat16)["encoder"]
+    assert cast["logit_scale"].dtype == cast["logit_bias"].dtype == jnp.float32
+    assert cast["image_projection"]["kernel"].dtype == jnp.bfloat16
+    both = CASES["sigmoid"].apply({"params": {"encoder": cast}}, batch(), method="embed")
+    assert both["image"].dtype == both["text"].dtype == jnp.float32
 
 
 # --- errors ---------------------------------------------------------------------------------------
