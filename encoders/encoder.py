@@ -52,6 +52,7 @@ class Encoder:
         layers: Layers = (),
         mask: Any = None,
         keep: Any = None,
+        shapes: Any = None,
     ) -> Encoded:
         """Encodes a batch; compiled once for each shape and choice of layers.
 
@@ -62,29 +63,37 @@ class Encoder:
           layers: blocks whose outputs to return in `hidden`; negative ones count from the end.
           mask: [B, N] bool over patches, True where one is real; None if all are.
           keep: [B, K] int32, the patches to encode; None means all.
+          shapes: [B, 2] int32, rows and columns of patches, where `images` are patches [B, N, P] of
+            images at their own aspect ratio.
 
         Raises:
           DataError: `images` is not such a batch.
           ConfigError: the size does not divide into patches, or a layer does not exist.
         """
-        images, shapes = self._prepared(images)
-        return self._apply(self.variables, images, mask, keep, shapes, _hashable(layers))
+        images, given = self._prepared(images, shapes)
+        return self._apply(self.variables, images, mask, keep, given, _hashable(layers))
 
     @functools.cached_property
     def _apply(self) -> Any:
         def apply(
-            variables: Any, images: Any, mask: Any, keep: Any, shapes: Any, layers: Any
+            variables: Any, images: Any, mask: Any, keep: Any, given: Any, layers: Any
         ) -> Encoded:
             if self.preprocessing is not None:
                 images = self.preprocessing.normalize(images)
-            given = {"mask": mask, "keep": keep, "layers": layers, **shapes}
+            given = {"mask": mask, "keep": keep, "layers": layers, **given}
             return self.module.apply(variables, images, **given)
 
         return jax.jit(apply, static_argnames="layers")
 
-    def _prepared(self, images: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    def _prepared(self, images: Any, shapes: Any = None) -> tuple[Any, dict[str, np.ndarray]]:
         """Images as the module takes them, and what it is given with patches."""
         preprocessing = self.preprocessing
+        if shapes is not None:
+            if np.ndim(images) != 3:
+                raise DataError(
+                    f"images: with shapes expected patches [B, N, P], got {np.shape(images)}."
+                )
+            return images, {"shapes": np.asarray(shapes, np.int32)}
         native = isinstance(images, Sequence) and getattr(preprocessing, "max_patches", None)
         if not native:
             return self._checked(images), {}

@@ -45,12 +45,13 @@ class PairEncoder(Encoder):
         preprocessing = self.preprocessing and getattr(self.preprocessing, name)
         return kind(getattr(self.module, name), params, preprocessing, self.metadata)
 
-    def embed_image(self, images: Any) -> np.ndarray:
+    def embed_image(self, images: Any, *, shapes: Any = None) -> np.ndarray:
         """Vectors of length 1 for images.
 
         Args:
           images: [B, H, W, C]; uint8 is normalised by `preprocessing`, floats are taken as already
             normalised. Or a list of uint8 images at their own aspect ratio, where it is for those.
+          shapes: as of `Encoder`, of patches.
 
         Returns:
           [B, E] float32.
@@ -59,8 +60,8 @@ class PairEncoder(Encoder):
           DataError: `images` is not such a batch.
           ConfigError: the size does not divide into patches.
         """
-        images, shapes = self.image._prepared(images)
-        return np.asarray(self._images(self.variables, images, shapes))
+        images, given = self.image._prepared(images, shapes)
+        return np.asarray(self._images(self.variables, images, given))
 
     def embed_text(self, texts: Any, *, mask: Any = None, batch_size: int = 64) -> np.ndarray:
         """Vectors of length 1 for texts.
@@ -144,10 +145,10 @@ class PairEncoder(Encoder):
 
     @functools.cached_property
     def _images(self) -> Any:
-        def apply(variables: Mapping[str, Any], images: jax.Array, shapes: Any) -> jax.Array:
+        def apply(variables: Mapping[str, Any], images: jax.Array, given: Any) -> jax.Array:
             if self.preprocessing is not None:
                 images = self.preprocessing.normalize(images)
-            return self.module.apply(variables, images, **shapes, method="embed_image")
+            return self.module.apply(variables, images, **given, method="embed_image")
 
         return jax.jit(apply)
 

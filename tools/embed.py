@@ -166,10 +166,11 @@ def embed(
     layers = () if layer is None else (layer,)
     pair = encoder.module.modality == "image_text"
     for batch in eval_batches(source, image_preprocessing(encoder).eval_transforms(), batch_size):
+        shapes = batch.get("shapes")
         if pair:
-            out = Encoded(None, None, encoder.embed_image(batch["image"]))
+            out = Encoded(None, None, encoder.embed_image(batch["image"], shapes=shapes))
         else:
-            out = encoder(batch["image"], layers=layers)
+            out = encoder(batch["image"], layers=layers, shapes=shapes)
         if previous is not None:  # the device computes this batch while the host copies the last
             yield _collect(*previous, encoder, source, tokens)
         previous = out, batch

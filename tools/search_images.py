@@ -118,8 +118,8 @@ def _needs_pair(encoder: Any, what: str) -> None:
 
 
 def _prepared(example: dict[str, Any], encoder: Any) -> np.ndarray:
-    """uint8 [H, W, C] as the encoder sees it."""
-    for transform in image_preprocessing(encoder).eval_transforms():
+    """uint8 [H, W, C] as the encoder sees it, or whole where it gets patches."""
+    for transform in image_preprocessing(encoder).picture_transforms():
         example = transform(example, np.random.default_rng(0))
     return example["image"]
 

@@ -90,6 +90,10 @@ class Preprocessing:
             CenterCrop(image_size=self.image_size),
         ]
 
+    def picture_transforms(self) -> list[Callable]:
+        """What an image goes through to be looked at: it stays one where encoders get patches."""
+        return self.eval_transforms() if self.max_patches is None else [Decode(self.channels)]
+
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width), what FLOPs are counted for."""

@@ -61,6 +61,7 @@ def test_a_batch_has_the_shapes_of_its_images():
     assert inputs[0] is batch["image"]
     assert named["shapes"] is batch["shapes"]
     assert preprocessing.input_size == (4, 80)
+    assert len(preprocessing.picture_transforms()) == 1
     pair = ImageTextPreprocessing(TextPreprocessing("none", max_length=5), preprocessing)
     assert set(pair.example_batch(2)) == {"image", "shapes", "ids", "segments", "row"}
     again = build(PREPROCESSING, preprocessing.to_json(), "preprocessing")

@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.config import build
+from encoders.data import ImageTextPreprocessing, Preprocessing, TextPreprocessing
 from encoders.errors import ConfigError
 from encoders.layers.naflex import layout
 from encoders.layers.patch import patchify
 from encoders.layers.position import positions_at, resize_positions
+from encoders.models import MODELS
 from encoders.models.vit import ViT
+from encoders.objectives import OBJECTIVES
 
 FIELDS = {"width": 12, "depth": 1, "mlp_dim": 16, "num_heads": 3, "patch_size": 4}
 GRID = (3, 4)
@@ -101,6 +105,21 @@ def test_dropped_tokens_are_real_ones(images):
 
     mask = encode(jax.random.key(0))
     assert mask.sum(1).tolist() == [9, 8]  # of 12 and 8 patches in rows of 18
+
+
+def test_contrast_takes_patches_and_their_shapes():
+    text = {"name": "clip_text", "width": 12, "depth": 1, "mlp_dim": 16, "num_heads": 3}
+    image = {"name": "vit", "variant": "S", **FIELDS, "class_token": False, "pool": "map"}
+    image |= {"position_grid": GRID, "position_resize": "bilinear"}
+    towers = build(MODELS, {"name": "towers", "image": image, "text": text}, "model")
+    objective = build(OBJECTIVES, {"name": "sigmoid_contrast"}, "objective", encoder=towers)
+    images = Preprocessing(max_patches=LENGTH, patch_size=4)
+    batch = ImageTextPreprocessing(TextPreprocessing("none", max_length=5), images).example_batch(2)
+    batch["image"] = images.normalize(batch["image"])
+    outcome = jax.eval_shape(
+        lambda key: objective.init_with_output(key, batch)[0].loss, jax.random.key(0)
+    )
+    assert outcome.shape == ()
 
 
 def test_what_does_not_fit_is_refused(images):

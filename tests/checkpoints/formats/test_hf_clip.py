@@ -113,6 +113,9 @@ def test_a_pair_is_called_with_pictures_of_many_shapes():
     patches, given = pair.image._prepared(images)
     assert patches.shape == (3, 20, 192)
     assert given["shapes"].tolist() == [[2, 7], [4, 4], [1, 20]]
+    np.testing.assert_array_equal(pair.embed_image(patches, **given), vectors)
+    with pytest.raises(DataError, match=r"expected patches \[B, N, P\], got \(16, 56, 3, 1\)"):
+        pair.embed_image(images[0][..., None], **given)
     with pytest.raises(DataError, match="got an empty one"):
         pair.embed_image([])
 
