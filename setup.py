@@ -4,7 +4,7 @@ import pathlib
 
 from setuptools import find_packages, setup
 
-parity = ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.50"]
+parity = ["torch>=2.6", "torchvision", "open_clip_torch", "timm>=1.0", "transformers>=4.50"]
 test = [
     "hypothesis",
     "import-linter",

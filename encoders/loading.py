@@ -149,9 +149,9 @@ def _read(path: str | os.PathLike, weights: Choice) -> Imported:
         return _read_run(run, weights)
     if (path / sentence_transformers.MODULES).is_file():
         return sentence_transformers.read(path)
+    if open_clip.holds(path):
+        return open_clip.read(path)
     if not (path / files.CONFIG).is_file():
-        if (path / open_clip.CONFIG).is_file() or any(path.glob("*.safetensors")):
-            return open_clip.read(path)
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
         raise CheckpointError(
             f"{path}: is no run, checkpoint, or directory of Hugging Face, timm or open_clip: it "

@@ -60,6 +60,17 @@ _DROPPABLE = {
 }
 
 
+def holds(path: pathlib.Path) -> bool:
+    """Whether a directory is to be read as one of open_clip's.
+
+    Some hold both its files and those of transformers, which then come first.
+    """
+    if (path / files.CONFIG).is_file():
+        others = (path / files.WEIGHTS).is_file() or (path / files.INDEX).is_file()
+        return (path / CONFIG).is_file() and (path / WEIGHTS).is_file() and not others
+    return (path / CONFIG).is_file() or any(path.glob("*.safetensors"))
+
+
 # --- in -------------------------------------------------------------------------------------------
 
 

@@ -117,6 +117,16 @@ def test_the_processor_is_read():
     assert (image.interpolation, image.mean[0]) == ("bicubic", 0.48145466)
 
 
+def test_directories_that_hold_both(tmp_path):
+    directory = pairs.copied("open_clip", tmp_path / "copy")
+    config = (pairs.GOLDEN / "hf_clip" / "config.json").read_bytes()
+    (directory / "config.json").write_bytes(config)
+    assert encoders.load(directory).metadata["format"] == "open_clip"
+    weights = (pairs.GOLDEN / "hf_clip" / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(weights)
+    assert encoders.load(directory).metadata["format"] == "hf"
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -220,3 +230,7 @@ def test_what_open_clip_has_not_is_refused(name, image, text, message, tmp_path)
     changed = dataclasses.replace(pair, module=pair.module.clone(**towers))
     with pytest.raises(CheckpointError, match=message):
         encoders.save(changed, tmp_path / "out", format="open_clip")
+
+
+def test_goldens_are_small():
+    assert sum(file.stat().st_size for file in pairs.GOLDEN.rglob("*")) < 1_200_000
