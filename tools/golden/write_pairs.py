@@ -2,11 +2,11 @@
 
     python -m tools.golden.write_pairs [CASE ...]
 
-Needs the extra 'parity'. Only the named cases are written, or all of them. Every case is a directory
-that its project saved, and expected.npz: token ids, outputs and hidden states of both towers,
-embeddings, logits, the loss that the model was published with, and some of its gradients under their
-names; from PyTorch on the CPU in float32. tokenized.json is what its tokenizer makes of texts,
-parameters.json counts the parameters of published sizes.
+Needs the extra 'parity'. Only the named cases are written, or all of them. Every case is a
+directory that its project saved, and expected.npz: token ids, outputs and hidden states of both
+towers, embeddings, logits, the loss that the model was published with, and some of its gradients
+under their names; from PyTorch on the CPU in float32. tokenized.json is what its tokenizer makes of
+texts, parameters.json counts the parameters of published sizes.
 """
 
 from __future__ import annotations
