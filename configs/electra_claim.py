@@ -14,7 +14,7 @@ many FLOPs. Both are then probed on the 77 intents of BANKING77.
 from configs import hardware, text
 
 SPLITS = ("train", "test")
-STEPS = 800
+STEPS = 500
 # Training FLOPs of a row by replaced tokens over those by masked ones, as tools.inspect counts.
 RATIO = 1.088
 
@@ -50,7 +50,7 @@ def get_config(arg=None):
             masking=dict(rate=0.15, mask=0.85, random=0.0),
             weight=50.0,
         )
-    config.optimizer = text.adamw(2e-3, {"percent": 10}, b2=0.98, eps=1e-6, clip=1.0)
+    config.optimizer = text.adamw(5e-4, {"percent": 10}, eps=1e-6, clip=1.0)
     splits = {split: dict(name="sample", dataset="banking77", split=split) for split in SPLITS}
     config.evaluators = {
         "probe": dict(
