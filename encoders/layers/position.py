@@ -166,8 +166,9 @@ def positions_at(
         _taps(positions.shape[axis], sizes[..., axis], places[..., axis], method, jnp)
         for axis in (0, 1)
     )
+    weights = rows[..., :, None] * columns[..., None, :]  # [..., gh, gw]
     wide = positions.astype(jnp.float32)
-    found = jnp.einsum("...h,...w,hwd->...d", rows, columns, wide, precision="highest")
+    found = jnp.einsum("...hw,hwd->...d", weights, wide, precision="highest")
     return found.astype(positions.dtype)
 
 
