@@ -272,17 +272,16 @@ def evenly(lengths: Sequence[int], rows: int) -> list[int]:
 
 
 def _first_batch(experiment: Any, rows: int) -> dict[str, Any]:
-    """Real text, or random pictures."""
+    """Real texts, and random pictures."""
     import numpy as np
 
     batch = experiment.example_batch(rows)
-    if "image" not in batch:
-        return experiment.pipeline().batch(0)
-    rng = np.random.default_rng(0)
     if "ids" in batch:
-        batch["ids"] = rng.integers(1, experiment.objective.encoder.vocab_size, batch["ids"].shape)
-        batch["ids"] = batch["ids"].astype(np.int32)
-    return batch | {"image": rng.integers(0, 256, batch["image"].shape, np.uint8)}
+        batch = experiment.pipeline().batch(0)
+    if "image" in batch:
+        rng = np.random.default_rng(0)
+        batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
+    return batch
 
 
 def _alternate(
