@@ -9,9 +9,6 @@ from encoders.data.tokenizer_training import train_tokenizer
 from encoders.evaluation import EVALUATORS
 from encoders.models import MODELS
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 WORDS = ("red", "green", "blue", "large", "small", "round", "flat", "old", "new", "loud")
 
 
@@ -44,7 +41,7 @@ def test_functions_are_found_by_what_is_said_of_them(tmp_path):
     pairs = config.build(SOURCES, source, "data.source")
     assert len(pairs) == len(WORDS)
     [transform] = of.eval_transforms()
-    apply = jax.jit(module.apply, compiler_options=QUICKLY)
+    apply = jax.jit(module.apply)
     vectors = []
     for field in ("text", "code"):
         rows = [transform({"text": pairs[i][field]}, rng) for i in range(len(pairs))]

@@ -18,10 +18,6 @@ from encoders.layers.mlp import Mlp
 from encoders.layers.stack import stack_layers, unstack_layers
 from encoders.models import MODELS
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "text"
 FAMILIES = ("albert", "bert", "deberta", "distilbert", "electra", "modernbert", "roberta")
 TINY = {
@@ -69,7 +65,7 @@ def test_published_sizes_have_the_parameters_of_transformers(name, variant):
 def test_padding_changes_nothing(name, pool):
     model, variables = tiny(name, pool=pool, depth=1)
     pad_id = model.pad_id or 0
-    apply = jit(model.apply)
+    apply = jax.jit(model.apply)
     padded = apply(variables, np.where(MASK, IDS, pad_id), mask=MASK)
     alone = apply(variables, IDS[1:2, :4])
     close(padded.tokens[1, :4], alone.tokens[0])
@@ -78,7 +74,7 @@ def test_padding_changes_nothing(name, pool):
     assert np.isfinite(padded.tokens).all()
     assert np.isfinite(padded.pooled).all()
 
-    @jit
+    @jax.jit
     def gradients(variables):
         def loss(variables):
             out = model.apply(variables, IDS, mask=MASK)
@@ -92,15 +88,15 @@ def test_padding_changes_nothing(name, pool):
 def test_positions_of_roberta_skip_padding():
     model, variables = tiny("roberta", depth=1)
     before = np.array([[1, 1, *IDS[0, :5]]], np.int32)
-    out = jit(model.apply)(variables, before, mask=before != 1)
-    close(out.tokens[0, 2:], jit(model.apply)(variables, IDS[:1, :5]).tokens[0])
+    out = jax.jit(model.apply)(variables, before, mask=before != 1)
+    close(out.tokens[0, 2:], jax.jit(model.apply)(variables, IDS[:1, :5]).tokens[0])
 
 
 def test_an_id_beyond_the_vocabulary_is_not_some_other_word():
     model, variables = tiny("bert", depth=1)
     ids = IDS.copy()
     ids[0, 3] = 23
-    out = jit(model.apply)(variables, ids)
+    out = jax.jit(model.apply)(variables, ids)
     assert np.isnan(out.tokens[0]).any()
     assert np.isfinite(out.tokens[1:]).all()
 
@@ -120,7 +116,7 @@ def test_scan_computes_the_same(name, remat):
         return jnp.square(out.pooled).sum(), out
 
     both = [
-        jit(jax.value_and_grad(functools.partial(loss, m), has_aux=True))(p)
+        jax.jit(jax.value_and_grad(functools.partial(loss, m), has_aux=True))(p)
         for m, p in ((model, params), (scanned, stacked))
     ]
     ((_, plain), gradients), ((_, other), others) = both
@@ -143,7 +139,7 @@ def test_layers_that_share_parameters_draw_dropout_of_their_own(scan):
         return np.full_like(leaf, 10.0 * (module == "fc2" and name == "bias"))
 
     variables = jax.tree_util.tree_map_with_path(only_bias, variables)
-    apply = jit(functools.partial(model.apply, train=True, layers="all"))
+    apply = jax.jit(functools.partial(model.apply, train=True, layers="all"))
     out = apply(variables, IDS, rngs={"dropout": jax.random.key(0)})
     same = (np.asarray(out.hidden[0]) > 0) == (np.asarray(out.hidden[1]) > 0)
     assert 0.3 < same.mean() < 0.7
@@ -155,9 +151,9 @@ def test_dropout_stands_where_bert_has_it():
     rngs = {"dropout": jax.random.key(2)}
 
     def plain_and_dropped(module):
-        variables = jit(module.init)(jax.random.key(0), x)
-        dropped = jit(functools.partial(module.apply, train=True))(variables, x, rngs=rngs)
-        return np.asarray(jit(module.apply)(variables, x)), np.asarray(dropped)
+        variables = jax.jit(module.init)(jax.random.key(0), x)
+        dropped = jax.jit(functools.partial(module.apply, train=True))(variables, x, rngs=rngs)
+        return np.asarray(jax.jit(module.apply)(variables, x)), np.asarray(dropped)
 
     plain, dropped = plain_and_dropped(Mlp(20, dropout=0.5, hidden_dropout=0.0))
     kept = dropped != 0

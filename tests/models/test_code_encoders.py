@@ -19,9 +19,6 @@ from encoders.models.graphcodebert import GraphCodeBERT, graph_mask
 from encoders.models.unixcoder import UniXcoder, prefix_mask
 from encoders.rules import unflatten
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "code"
 CASES = {"graphcodebert": GraphCodeBERT, "unixcoder": UniXcoder}
 ATOL = 5e-6
@@ -60,7 +57,7 @@ def run(name):
         out = encoder.module.apply({"params": params}, **inputs, layers="all")
         return (out.tokens * want["cotangents"]["tokens"]).sum(), out
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, out), gradients = compiled(params)
     return out, gradients
 
@@ -109,7 +106,7 @@ def test_without_nodes_and_prefix_they_are_robertas():
         pair = (load(name).module, plain.module.clone(pool="cls"))
         params = {k: v for k, v in plain.variables["params"].items() if k != "pooler"}
         for module in pair:
-            apply = jax.jit(module.apply, compiler_options=QUICKLY)
+            apply = jax.jit(module.apply)
             outs.append(apply({"params": params}, ids, segments=segments).tokens)
         np.testing.assert_array_equal(outs[-2], outs[-1])
 
@@ -162,7 +159,7 @@ def test_a_node_has_no_word_of_its_own():
     other["ids"][:, 11:] = 7
     (out, _), encoder = run("graphcodebert"), load("graphcodebert")
     params = {k: v for k, v in encoder.variables["params"].items() if k != "pooler"}
-    apply = jax.jit(encoder.module.apply, compiler_options=QUICKLY)
+    apply = jax.jit(encoder.module.apply)
     real = out.mask
     again = apply({"params": params}, **other)
     np.testing.assert_allclose(again.tokens[real], out.tokens[real], rtol=0, atol=1e-6)

@@ -26,9 +26,6 @@ from encoders.objectives import OBJECTIVES
 from encoders.objectives.corruption import Corrupted
 from encoders.rules import unflatten
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TINY = {
     "width": 12,
@@ -102,7 +99,7 @@ def test_the_mask_decoder_is_the_last_layer_twice(tmp_path):
     ids = want["inputs"]["input_ids"].astype(np.int32)
     mask = want["inputs"]["attention_mask"] == 1
 
-    @jit
+    @jax.jit
     def run(params):
         def loss(params):
             tokens = module.apply({"params": params}, ids, mask=mask).tokens
@@ -136,7 +133,7 @@ def test_scores_loss_and_gradients_of_masked_tokens(name, tmp_path):
     weights = want["hidden"].astype(np.float32)
     corrupted = Corrupted(ids, places, want["labels"].astype(np.int32), weights)
 
-    @jit
+    @jax.jit
     def run(params):
         def loss(params):
             return objective.apply({"params": params}, batch, corrupted, method="loss").loss
@@ -175,7 +172,7 @@ def packed():
         out = model.apply({"params": params}, ids, segments=segments)
         return (out.tokens * weight).sum(), out.tokens
 
-    grad = jit(jax.grad(loss, has_aux=True))
+    grad = jax.jit(jax.grad(loss, has_aux=True))
     return grad, weight, grad(params, IDS, SEGMENTS, weight)
 
 
@@ -204,7 +201,7 @@ def test_scan_and_remat_compute_the_same():
     _, weight, (gradients, tokens) = packed()
     scanned = model.clone(scan=True, remat="full")
 
-    @jit
+    @jax.jit
     def run(params):
         def loss(params):
             out = scanned.apply({"params": params}, IDS, segments=SEGMENTS)
@@ -235,7 +232,7 @@ def test_scores_are_float32_where_the_rest_has_16_bits():
 
 def test_dropout_of_the_mask_decoder_differs_by_layer_and_key():
     model, params = tiny(depth=1)
-    apply = jit(functools.partial(model.apply, {"params": params}, IDS, train=True))
+    apply = jax.jit(functools.partial(model.apply, {"params": params}, IDS, train=True))
     one, same, other = (apply(rngs={"dropout": jax.random.key(k)}).tokens for k in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1

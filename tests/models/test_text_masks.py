@@ -17,9 +17,6 @@ from encoders.layers.attention import same_segment
 from encoders.layers.embedding import restarted_positions
 from encoders.models import MODELS
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 LENGTH, TEXTS = 12, 4
 TINY = {"width": 12, "mlp_dim": 10, "num_heads": 3, "vocab_size": 23, "depth": 1}
 FAMILIES = {
@@ -43,7 +40,7 @@ def encode(family):
     def tokens(ids, segments):
         return model.apply(variables, ids, segments=segments).tokens
 
-    return jax.jit(tokens, compiler_options=QUICKLY)
+    return jax.jit(tokens)
 
 
 @st.composite

@@ -17,10 +17,6 @@ from encoders.loading import section_of
 from encoders.models import MODELS
 from encoders.objectives.heads import VocabularyHead
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 TINY = {"width": 12, "depth": 1, "mlp_dim": 10, "num_heads": 3, "vocab_size": 23, "max_length": 11}
 MOSAIC = {"positions": "alibi", "mlp": "geglu", "mlp_bias": False}
 CRAMMED = {
@@ -71,7 +67,7 @@ def compiled(case, scan=False):
         out = model.apply({"params": params}, IDS, segments=SEGMENTS)
         return (out.tokens * cotangent).sum(), out.tokens
 
-    function = jit(jax.grad(loss, has_aux=True))
+    function = jax.jit(jax.grad(loss, has_aux=True))
     return lambda *arguments: function(*arguments)[::-1]
 
 
@@ -97,7 +93,7 @@ def test_packed_texts_are_as_if_alone(case):
 def test_a_mask_does_what_segments_do(case):
     model, variables = tiny(case)
     tokens, _ = compiled(case)(variables["params"], np.ones((*IDS.shape, 12), np.float32))
-    masked = jit(model.apply)(variables, IDS[1:2], mask=SEGMENTS[1:2] > 0).tokens
+    masked = jax.jit(model.apply)(variables, IDS[1:2], mask=SEGMENTS[1:2] > 0).tokens
     close(masked[0, :5], tokens[0, :5])
 
 
@@ -105,7 +101,7 @@ def test_a_mask_does_what_segments_do(case):
 def test_only_distances_matter(case):
     """Counting from elsewhere changes nothing, spreading the tokens out does."""
     model, variables = tiny(case)
-    apply = jit(lambda ids, positions: model.apply(variables, ids, positions=positions).tokens)
+    apply = jax.jit(lambda ids, positions: model.apply(variables, ids, positions=positions).tokens)
     counted, ids = np.arange(5, dtype=np.int32)[None], IDS[1:2, :5]
     first = apply(ids, counted)
     close(first, apply(ids, counted + 6))
@@ -149,7 +145,7 @@ def test_sixteen_bits_are_about_right():
     """Kinds that add large numbers to the scores do so in 32 bits."""
     model, variables = tiny("alibi")
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), variables)
-    apply = jit(lambda variables: model.apply(variables, IDS, segments=SEGMENTS).tokens)
+    apply = jax.jit(lambda variables: model.apply(variables, IDS, segments=SEGMENTS).tokens)
     real = SEGMENTS > 0
     close(apply(half).astype(np.float32)[real], apply(variables)[real], 0.1)
 

@@ -16,8 +16,6 @@ from encoders.loading import section_of
 from encoders.models import MODELS
 from encoders.models.clip_text import CLIPText
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 SIZE = {"width": 16, "depth": 2, "mlp_dim": 20, "num_heads": 2}
 TEXT = {"name": "clip_text", **SIZE, "vocab_size": 30, "max_length": 8}
 IMAGE = {"name": "vit", **SIZE, "width": 24, "patch_size": 4, "pre_norm": True, "patch_bias": False}
@@ -40,7 +38,7 @@ def towers(**fields):
 
 @functools.cache
 def variables():
-    return jit(towers().init)(jax.random.key(0), IMAGES, IDS, segments=SEGMENTS)
+    return jax.jit(towers().init)(jax.random.key(0), IMAGES, IDS, segments=SEGMENTS)
 
 
 def close(a, b, atol=1e-5):
@@ -52,7 +50,7 @@ def close(a, b, atol=1e-5):
 
 @functools.cache
 def text_variables():
-    return jit(CLIPText(**{k: v for k, v in TEXT.items() if k != "name"}).init)(
+    return jax.jit(CLIPText(**{k: v for k, v in TEXT.items() if k != "name"}).init)(
         jax.random.key(1), IDS
     )
 
@@ -62,7 +60,7 @@ def encode(ids, segments=None, **fields):
     params = text_variables()
     if fields.get("scan"):
         params = stack_layers(params)
-    return jit(module.apply)(params, ids, segments=segments)
+    return jax.jit(module.apply)(params, ids, segments=segments)
 
 
 def test_tokens_see_those_before_them_only():
@@ -116,7 +114,7 @@ def test_a_section_of_sections_and_back():
 
 def test_logits_are_scaled_cosines():
     module = towers()
-    image, text = jit(module.apply)(variables(), IMAGES, IDS, segments=SEGMENTS)
+    image, text = jax.jit(module.apply)(variables(), IMAGES, IDS, segments=SEGMENTS)
     close(np.linalg.norm(image, axis=1), np.ones(3))
     close(np.linalg.norm(text, axis=1), np.ones(3))
     assert image.dtype == text.dtype == jnp.float32
@@ -137,7 +135,7 @@ def test_a_locked_tower_gets_no_gradient_and_no_dropout():
         image, text = module.apply({"params": params}, IMAGES, IDS, train=True, rngs=rngs)
         return (image * text).sum()
 
-    values = jit(jax.value_and_grad(total))
+    values = jax.jit(jax.value_and_grad(total))
     value, gradient = values(variables()["params"], jax.random.key(0))
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient["image"]))
     for name in ("text", "image_projection", "text_projection"):
@@ -154,7 +152,7 @@ def test_a_tower_that_drops_tokens():
             variables(), IMAGES, train=train, method="embed_image", rngs={"dropout": key}
         )
 
-    images = jit(images, static_argnums=0)
+    images = jax.jit(images, static_argnums=0)
     one, other = jax.random.key(0), jax.random.key(1)
     assert np.abs(images(True, one) - images(True, other)).max() > 1e-3
     close(images(False, one), images(False, other))

@@ -13,10 +13,6 @@ from encoders.layers.stack import stack_layers, unstack_layers
 from encoders.models import MODELS
 from encoders.models.vit import SIZES, ViT
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 TINY = {"patch_size": 4, "width": 16, "depth": 3, "mlp_dim": 32, "num_heads": 2}
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 12, 3)).astype(np.float32)  # 2x3 patches
 
@@ -25,7 +21,7 @@ IMAGES = np.random.default_rng(0).normal(size=(3, 8, 12, 3)).astype(np.float32) 
 def tiny(**fields):
     """A ViT and variables in which nothing is zero or one."""
     model = ViT(**{**TINY, **fields})
-    variables = jit(model.init)(jax.random.key(1), IMAGES)
+    variables = jax.jit(model.init)(jax.random.key(1), IMAGES)
     rng = np.random.default_rng(2)  # numpy, which compiles nothing
     noisy = jax.tree.map(
         lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype("float32"), variables
@@ -52,7 +48,7 @@ VARIATIONS = pytest.mark.parametrize(
 def test_kept_and_masked_patches(fields):
     model, variables = tiny(**fields)
 
-    @jit
+    @jax.jit
     def run(mask=None, keep=None):
         return model.apply(variables, IMAGES, mask=mask, keep=keep)
 
@@ -93,8 +89,8 @@ def test_padding_to_a_larger_grid_changes_nothing():
     model, variables = tiny(positions="sincos2d", pool="mean")
     padded = jnp.pad(IMAGES, ((0, 0), (0, 8), (0, 4), (0, 0)), constant_values=7.0)
     mask = jnp.zeros((3, 4, 4), bool).at[:, :2, :3].set(True)
-    out = jit(model.apply)(variables, padded, mask=mask.reshape(3, 16))
-    close(out.pooled, jit(model.apply)(variables, IMAGES).pooled)
+    out = jax.jit(model.apply)(variables, padded, mask=mask.reshape(3, 16))
+    close(out.pooled, jax.jit(model.apply)(variables, IMAGES).pooled)
 
 
 @pytest.mark.parametrize("fields", [{}, {"parallel": True, "mlp": "swiglu", "layer_scale": 0.1}])
@@ -111,7 +107,9 @@ def test_scan_and_remat_compute_the_same(fields):
         return (out.pooled**2).sum() + (out.hidden[0] ** 2).sum(), out
 
     def grad(model, params, train=False):
-        step = jit(jax.value_and_grad(functools.partial(loss, model, train=train), has_aux=True))
+        step = jax.jit(
+            jax.value_and_grad(functools.partial(loss, model, train=train), has_aux=True)
+        )
         return step(params)
 
     (value, out), gradients = grad(model, unrolled)
@@ -246,7 +244,7 @@ def test_parameter_tree():
 
 def test_all_layers_by_one_call():
     model, variables = tiny()
-    apply = jit(model.apply, static_argnames="layers")
+    apply = jax.jit(model.apply, static_argnames="layers")
     out = apply(variables, IMAGES, layers="all")
     assert list(out.hidden) == [0, 1, 2]
     last = apply(variables, IMAGES, layers=(-1,))
@@ -273,14 +271,14 @@ def test_drop_path_drops_whole_branches_of_examples():
     model, variables = tiny(drop_path=0.9, depth=2)
     images = jnp.tile(IMAGES[:1], (64, 1, 1, 1))
     rngs = {"dropout": jax.random.key(0)}
-    out = jit(lambda v: model.apply(v, images, train=True, rngs=rngs, layers="all"))(variables)
+    out = jax.jit(lambda v: model.apply(v, images, train=True, rngs=rngs, layers="all"))(variables)
     # The first block never drops; the last leaves most examples as they were.
     assert len(np.unique(np.asarray(out.hidden[0][:, 0, 0]).round(5))) == 1
     same = np.isclose(out.hidden[1], out.hidden[0], atol=1e-6).all((1, 2))
     assert 0.6 < same.mean() < 0.95
     # Expectation is kept: what is not dropped is scaled up tenfold.
     moved = np.abs(out.hidden[1] - out.hidden[0]).max((1, 2))
-    evaluated = jit(functools.partial(model.apply, layers="all"))(variables, images[:1]).hidden
+    evaluated = jax.jit(functools.partial(model.apply, layers="all"))(variables, images[:1]).hidden
     assert moved.max() > 5 * np.abs(evaluated[1] - evaluated[0]).max()
 
 
@@ -291,10 +289,10 @@ def test_parameters_decide_the_precision():
         lambda path, x: x if "norm" in str(path) else x.astype(jnp.bfloat16), variables
     )
     for images in (IMAGES, IMAGES.astype(jnp.bfloat16)):
-        out = jit(functools.partial(model.apply, layers="all"))(half, images)
+        out = jax.jit(functools.partial(model.apply, layers="all"))(half, images)
         dtypes = {leaf.dtype for leaf in jax.tree.leaves((out.tokens, out.pooled, out.hidden))}
         assert dtypes == {jnp.dtype(jnp.bfloat16)}
-    exact = jit(model.apply)(variables, IMAGES)
+    exact = jax.jit(model.apply)(variables, IMAGES)
     close(out.pooled.astype(jnp.float32), exact.pooled, 0.1)
 
 

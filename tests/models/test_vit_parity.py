@@ -3,7 +3,6 @@
 The numbers come from `python -m tools.golden.write_vision`.
 """
 
-import functools
 import json
 import pathlib
 
@@ -15,10 +14,6 @@ from flax.traverse_util import unflatten_dict
 
 from encoders import config
 from encoders.models import MODELS
-
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CASES = (
@@ -73,7 +68,7 @@ def test_matches_pytorch(name):
             value += (out.pooled * cotangents["pooled"]).sum()
         return value, out
 
-    (_, out), gradients = jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     expected = section(arrays, "outputs")
     np.testing.assert_allclose(out.tokens, expected["tokens"], rtol=0, atol=2e-5)
     if "pooled" in expected:

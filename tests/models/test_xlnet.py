@@ -14,10 +14,6 @@ from encoders.layers.stack import stack_layers, unstack_layers
 from encoders.layers.two_stream import distance_encodings, distance_scores, mirror
 from encoders.models import MODELS
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 TINY = {"width": 12, "depth": 2, "mlp_dim": 20, "num_heads": 3, "vocab_size": 23}
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(5, 23, (3, 9)).astype(np.int32)
@@ -46,7 +42,7 @@ def compiled():
         out = model.apply(variables, ids, segments=segments, token_types=types)
         return (jnp.sin(out.tokens * jnp.arange(1, 13)).sum(-1) * weight).sum(), out
 
-    run = jit(jax.value_and_grad(loss, has_aux=True))
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     def call(ids, segments, types=None, weight=1.0):
         types = np.zeros_like(ids) if types is None else types
@@ -117,7 +113,7 @@ def test_scan_with_remat_computes_the_same():
 
     found = []
     for module, params in ((model, variables), (scanned, stacked)):
-        compiled = jit(jax.value_and_grad(functools.partial(both, module), has_aux=True))
+        compiled = jax.jit(jax.value_and_grad(functools.partial(both, module), has_aux=True))
         found.append(compiled(params))
     ((_, plain), first), ((_, other), second) = found
     for a, b in zip(plain, other, strict=True):
@@ -130,7 +126,7 @@ def test_scan_with_remat_computes_the_same():
 
 def test_dropout_is_on_in_training_only():
     model, variables = tiny(dropout=0.3)
-    apply = jit(lambda v, key: model.apply(v, IDS, train=True, rngs={"dropout": key}).tokens)
+    apply = jax.jit(lambda v, key: model.apply(v, IDS, train=True, rngs={"dropout": key}).tokens)
     first, second = (apply(variables, jax.random.key(seed)) for seed in (0, 1))
     assert np.abs(first - second).max() > 0.1
     # On the last block's output too, as in the reference.
@@ -143,7 +139,9 @@ def test_distances_are_those_of_their_definition():
     query = rng.normal(size=(2, length + 2, heads, dim)).astype("f4")
     positions = rng.normal(size=(keys + length - 1, heads, dim)).astype("f4")
     targets = np.array([[3, 0], [4, 4]])
-    found = np.asarray(jit(distance_scores, static_argnums=2)(query, positions, length, targets))
+    found = np.asarray(
+        jax.jit(distance_scores, static_argnums=2)(query, positions, length, targets)
+    )
     for row in range(2):
         places = [*range(length), *targets[row]]
         for index, place in enumerate(places):

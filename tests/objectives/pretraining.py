@@ -14,10 +14,6 @@ from encoders.parallel.sharding import named, parameter_specs
 from encoders.training.state import TrainState
 from encoders.training.step import make_step
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 VOCABULARY = Vocabulary(29, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 ROWS, LENGTH = 8, 16
 ENCODER = ELECTRA(
@@ -75,6 +71,6 @@ def train(module, mesh, micro_batches=1):
         mesh=mesh,
         micro_batches=micro_batches,
     )
-    state, metrics = jit(step)(state, to_device(batch(), mesh))
+    state, metrics = jax.jit(step)(state, to_device(batch(), mesh))
     grads = jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
     return {k: v for k, v in metrics.items() if isinstance(v, tuple)}, grads

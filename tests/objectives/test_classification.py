@@ -1,6 +1,5 @@
 """Losses against PyTorch's, mixing, distillation, the linear probe, and sums that add up."""
 
-import functools
 import pathlib
 
 import jax
@@ -15,10 +14,6 @@ from encoders.objectives import OBJECTIVES
 from encoders.objectives.classification import Classification, Distillation
 from encoders.objectives.mix import mix_images, mix_weights
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ENCODER = ViT(patch_size=4, width=16, depth=1, mlp_dim=32, num_heads=2, pool="mean")
 
@@ -27,7 +22,7 @@ def build(encoder=ENCODER, **fields):
     """An objective of seven classes and its variables."""
     fields = {"num_classes": 7, "head_init": 0.3, **fields}
     objective = Classification(encoder, **fields)
-    return objective, jit(objective.init)(jax.random.key(1), batch_of(2))
+    return objective, jax.jit(objective.init)(jax.random.key(1), batch_of(2))
 
 
 def batch_of(size):
@@ -59,7 +54,7 @@ def test_losses_match_pytorch():
 def test_plain_loss_and_accuracy():
     objective, variables = build(label_smoothing=0.1)
     batch = batch_of(6)
-    out = jit(objective.apply)(variables, batch)
+    out = jax.jit(objective.apply)(variables, batch)
     logits = objective.apply(variables, batch["image"], method="logits")
     plain = -jax.nn.log_softmax(logits)[np.arange(6), batch["label"]].sum()
     np.testing.assert_allclose(out.loss, plain, rtol=1e-6)
@@ -67,10 +62,10 @@ def test_plain_loss_and_accuracy():
     correct, counted = out.metrics["accuracy"]
     assert (correct, counted) == ((logits.argmax(-1) == batch["label"]).sum(), 6)
     # Smoothing is a training matter.
-    train = jit(lambda v, b: objective.apply(v, b, train=True))(variables, batch)
+    train = jax.jit(lambda v, b: objective.apply(v, b, train=True))(variables, batch)
     assert abs(train.loss - out.loss) > 1e-3
     # Padding counts in nothing.
-    evaluate = jit(objective.apply)
+    evaluate = jax.jit(objective.apply)
     padded = evaluate(variables, {**batch, "valid": jnp.arange(6) < 4})
     part = evaluate(variables, {name: x[:4] for name, x in batch.items()})
     np.testing.assert_allclose(padded.loss, part.loss, rtol=1e-5)
@@ -81,14 +76,14 @@ def test_plain_loss_and_accuracy():
 def test_zero_head_starts_at_the_uniform_loss():
     for loss, expected in (("softmax", np.log(7)), ("sigmoid", 7 * np.log(2))):
         objective, variables = build(loss=loss, head_init=0.0)
-        out = jit(objective.apply)(variables, batch_of(2))
+        out = jax.jit(objective.apply)(variables, batch_of(2))
         np.testing.assert_allclose(out.loss / out.weight, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mixing", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
 def test_mixing_weights(mixing):
     mixing = {"mixup": 0.0, "cutmix": 0.0, **mixing}
-    draw = jit(lambda key: mix_weights(key, (9, 14), **mixing))
+    draw = jax.jit(lambda key: mix_weights(key, (9, 14), **mixing))
     draws = [np.asarray(draw(jax.random.key(seed))) for seed in range(30)]
     kinds = {"cutmix" if len(np.unique(weights)) == 2 else "mixup" for weights in draws}
     assert kinds <= {name for name, alpha in mixing.items() if alpha} | {"mixup"}
@@ -121,7 +116,7 @@ def test_micro_batches_add_up_to_the_whole():
         out = objective.apply({"params": params}, batch, train=True, rngs={"corrupt": key})
         return out.loss, out
 
-    step = jit(jax.value_and_grad(total, has_aux=True))
+    step = jax.jit(jax.value_and_grad(total, has_aux=True))
     (value, whole), gradients = step(variables["params"], batch)
     parts = [
         step(variables["params"], {name: x[m::2] for name, x in batch.items()}) for m in range(2)
@@ -145,14 +140,14 @@ def test_distillation_from_a_teacher_that_gets_no_gradient():
     }
     student = config.build(OBJECTIVES, fields, "objective", encoder=encoder, teacher=teacher)
     batch = batch_of(4)
-    variables = {**jit(student.init)(jax.random.key(2), batch), "teacher": teacher_variables}
+    variables = {**jax.jit(student.init)(jax.random.key(2), batch), "teacher": teacher_variables}
     assert set(variables["params"]) == {"encoder", "head", "distillation_head"}
 
     def loss(variables):
         out = student.apply(variables, batch, train=True)
         return out.loss, out
 
-    (_, out), gradients = jit(jax.value_and_grad(loss, has_aux=True))(variables)
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
     # Both heads start at zero: each says log 7, whatever the weight between them.
     np.testing.assert_allclose(out.loss / out.weight, np.log(7), rtol=1e-6)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients["teacher"]))
@@ -183,7 +178,7 @@ def test_linear_probe_freezes_the_encoder_and_normalises_its_features():
         )
         return out.loss, new["stats"]
 
-    (_, stats), gradients = jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    (_, stats), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients["encoder"]))
     assert np.abs(gradients["head"]["kernel"]).max() > 0
     features = ENCODER.apply({"params": variables["params"]["encoder"]}, batch["image"]).pooled

@@ -12,10 +12,6 @@ from encoders.errors import ConfigError
 from encoders.objectives import corruption
 from encoders.objectives.corruption import Masking, corrupt, ordinary_ids
 
-# Tiny programs: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 VOCABULARY = Vocabulary(60, pad_id=0, unk_id=7, cls_id=2, sep_id=3, mask_id=4, others=(59,))
 ROWS, LENGTH = 1024, 128
 
@@ -41,7 +37,7 @@ def compiled(masking):
         groups = corruption._groups(noise, can, starts, masking.unit)
         return corrupt(key, ids, can, starts, masking, VOCABULARY), groups
 
-    return jit(jax.vmap(row))
+    return jax.jit(jax.vmap(row))
 
 
 @functools.cache
@@ -190,7 +186,7 @@ def test_rows_with_little_to_hide():
     ids = jnp.asarray([2, 10, 11, 12, 13, 3, 0, 0, 0, 0])
     can = np.asarray([0, 1, 1, 1, 1, 0, 0, 0, 0, 0], bool)
     starts = np.asarray([1, 1, 0, 1, 0, 1, 1, 1, 1, 1], bool)
-    run = jit(lambda key, can, starts: corrupt(key, ids, can, starts, masking, VOCABULARY))
+    run = jax.jit(lambda key, can, starts: corrupt(key, ids, can, starts, masking, VOCABULARY))
     # Two words of two pieces, and one token to choose: neither fits.
     assert run(jax.random.key(0), can, starts).weights.sum() == 0
     # With a word of one piece there is one that does.

@@ -15,10 +15,6 @@ from encoders.errors import ConfigError
 from encoders.models import MODELS
 from encoders.objectives import OBJECTIVES
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 LENGTH, NODES = 96, 12
 CODES = (
     "def f(a, b):\n    for c in a:\n        b = b + c\n    a, b = b, a\n    return b",
@@ -66,7 +62,7 @@ def variables():
 def asked():
     """Questions about every row of 50 batches, [50, B, ...]."""
     apply = functools.partial(objective(share=0.4).apply, {}, batch(), method="ask")
-    found = jit(jax.vmap(lambda key: apply(rngs={"corrupt": key})))(
+    found = jax.jit(jax.vmap(lambda key: apply(rngs={"corrupt": key})))(
         jax.random.split(jax.random.key(3), 50)
     )
     return jax.tree.map(np.asarray, found)
@@ -163,7 +159,7 @@ def by_loops(encoded, corrupted, questions, scores):
 def test_the_loss_is_the_definition():
     module = objective(edge_weight=2.0, alignment_weight=3.0)
 
-    @jit
+    @jax.jit
     def run(variables, rows):
         def everything(module, rows):
             questions, corrupted = module.ask(rows), module.corrupt(rows)

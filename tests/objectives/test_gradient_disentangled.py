@@ -19,9 +19,6 @@ from encoders.errors import CheckpointError
 from encoders.models import MODELS
 from encoders.objectives import OBJECTIVES
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 MODEL = {
     "name": "deberta",
     "width": 12,
@@ -57,7 +54,7 @@ def made(sharing):
 @functools.cache
 def parameters():
     """Initial ones, and ones of which none is zero or one."""
-    initial = jit(made("gradient_disentangled").init)(jax.random.key(0), BATCH)["params"]
+    initial = jax.jit(made("gradient_disentangled").init)(jax.random.key(0), BATCH)["params"]
     rng = np.random.default_rng(1)
     return initial, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype("f4"), initial)
 
@@ -73,7 +70,7 @@ def test_each_loss_trains_a_table_of_its_own():
         metrics = objective.apply({"params": params}, BATCH).metrics
         return metrics["replaced_loss"][0], metrics["token_loss"][0]
 
-    @jit
+    @jax.jit
     def both(params):
         pull = jax.vjp(losses, params)[1]
         return pull((1.0, 0.0))[0], pull((0.0, 1.0))[0]
@@ -109,7 +106,7 @@ def scores(sharing):
     def apply(params, batch, ids):
         return objective.apply({"params": params}, batch, ids, method="scores")
 
-    return jit(apply)
+    return jax.jit(apply)
 
 
 def test_the_encoder_alone_has_the_differences_added():

@@ -21,8 +21,6 @@ from encoders.training.optimizers import AdamW
 from encoders.training.state import TrainState
 from encoders.training.step import cast_params, make_step
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 ROWS, LENGTH = 16, 5
 SIZE = {"depth": 1, "mlp_dim": 20, "num_heads": 2}
 MODEL = {
@@ -165,7 +163,7 @@ def run(name, sizes, micro_batches=1):
         mesh=mesh,
         micro_batches=micro_batches,
     )
-    state, metrics = jit(step)(state, to_device(batch(), mesh))
+    state, metrics = jax.jit(step)(state, to_device(batch(), mesh))
     grads = jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
     return metrics["loss"][0] / metrics["loss"][1], grads, metrics
 
@@ -178,7 +176,7 @@ def one_by_one(name):
         outcome = CASES[name].apply({"params": params}, batch(), train=True)
         return outcome.loss / outcome.weight
 
-    return jit(jax.value_and_grad(loss))(initial(name))
+    return jax.jit(jax.value_and_grad(loss))(initial(name))
 
 
 ONE = (("fsdp", 1),)
@@ -223,7 +221,7 @@ def test_a_part_drops_the_same_tokens_both_times():
         outcome = module.apply(params, whole, batch(), method="compare")
         return outcome.loss / outcome.weight
 
-    value, expected = jit(jax.value_and_grad(loss))({"params": initial("flip")})
+    value, expected = jax.jit(jax.value_and_grad(loss))({"params": initial("flip")})
     close(run("flip", ONE, 2)[:2], (value, expected["params"]))
 
 
@@ -274,6 +272,6 @@ def test_a_temperature_that_overflows_is_not_finite_and_reported():
     def loss(params):
         return CASES["sigmoid"].apply({"params": params}, batch(), train=True).loss
 
-    value, gradient = jit(jax.value_and_grad(loss))(high)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(high)
     assert not np.isfinite(gradient["encoder"]["logit_scale"])
     assert not np.isfinite(value)

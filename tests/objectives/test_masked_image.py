@@ -1,6 +1,5 @@
 """MAE: parity with transformers, exact masks, no leaks, sums that add up."""
 
-import functools
 import json
 import pathlib
 
@@ -17,10 +16,6 @@ from encoders.models.vit import ViT
 from encoders.objectives import OBJECTIVES
 from encoders.objectives.masked_image import MaskedImage, MaskedImageDecoder
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
@@ -36,13 +31,13 @@ def tiny():
         "image": jax.random.normal(jax.random.key(0), (6, 16, 24, 3)),
         "row": jnp.arange(6, dtype=jnp.int32),
     }
-    variables = jit(objective.init)(jax.random.key(1), batch)
+    variables = jax.jit(objective.init)(jax.random.key(1), batch)
 
     def loss(params, batch, key):
         out = objective.apply({"params": params}, batch, train=True, rngs={"corrupt": key})
         return out.loss, out
 
-    step = jit(jax.value_and_grad(loss, has_aux=True))
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return objective, variables, batch, step
 
 
@@ -68,7 +63,7 @@ def test_matches_transformers(name):
         prediction, masked = objective.apply(variables, images, noise, method="predict")
         return out.loss / out.weight, (out, prediction, masked)
 
-    grad = jit(jax.value_and_grad(loss, has_aux=True))
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, (out, prediction, masked)), gradients = grad(nested(arrays, "params"))
     expected = nested(arrays, "outputs")
     np.testing.assert_allclose(value, expected["loss"], rtol=0, atol=1e-5)
@@ -120,7 +115,7 @@ def test_predictions_do_not_depend_on_masked_pixels(tiny):
     objective, variables, batch, _ = tiny
     rngs = {"corrupt": jax.random.key(3)}
     noise = objective.apply(variables, batch, rngs=rngs, method="noise")
-    predict = jit(lambda images: objective.apply(variables, images, noise, method="predict"))
+    predict = jax.jit(lambda images: objective.apply(variables, images, noise, method="predict"))
     prediction, masked = predict(batch["image"])
     hidden = np.zeros((6, 24), bool)
     np.put_along_axis(hidden, np.asarray(masked), True, axis=1)
@@ -151,7 +146,7 @@ def test_micro_batches_add_up_to_the_whole(tiny):
 
 def test_padding_counts_in_nothing(tiny):
     objective, variables, batch, _ = tiny
-    evaluate = jit(objective.apply)
+    evaluate = jax.jit(objective.apply)
     real = evaluate(variables, jax.tree.map(lambda x: x[:4], batch))
     out = evaluate(variables, {**batch, "valid": jnp.arange(6) < 4})
     np.testing.assert_allclose(out.loss, real.loss, rtol=1e-6)
@@ -175,12 +170,12 @@ def test_reconstruct_keeps_visible_patches_and_fills_the_rest(tiny):
 def test_encoding_mask_tokens_is_the_same_task_for_more_work(tiny):
     objective, _, batch, _ = tiny
     baseline = objective.clone(encode_mask_tokens=True)
-    variables = jit(baseline.init)(jax.random.key(1), batch)
-    out = jit(baseline.apply)(variables, batch)
+    variables = jax.jit(baseline.init)(jax.random.key(1), batch)
+    out = jax.jit(baseline.apply)(variables, batch)
     assert out.weight == 6 * 18
     assert np.isfinite(out.loss)
     noise = baseline.apply(variables, batch, method="noise")
-    predict = jit(lambda images: baseline.apply(variables, images, noise, method="predict"))
+    predict = jax.jit(lambda images: baseline.apply(variables, images, noise, method="predict"))
     one, masked = predict(batch["image"])
     hidden = np.zeros((6, 24), bool)
     np.put_along_axis(hidden, np.asarray(masked), True, axis=1)

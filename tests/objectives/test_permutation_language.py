@@ -16,10 +16,6 @@ from encoders.models import MODELS
 from encoders.objectives import OBJECTIVES
 from encoders.objectives.permutation import Permuted, Prediction, permute, spans
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 VOCABULARY = Vocabulary(size=40, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 TINY = {"width": 12, "depth": 2, "mlp_dim": 20, "num_heads": 3, "vocab_size": 40}
 TINY |= {"dropout": 0.0, "attention_dropout": 0.0}
@@ -49,7 +45,7 @@ def drawn():
         alone = spans(jax.random.split(key, 3)[0], can, starts, prediction)  # as permute draws them
         return permute(key, can, starts, prediction), alone
 
-    found, found_spans = jit(jax.vmap(draw))(keys, can, starts)
+    found, found_spans = jax.jit(jax.vmap(draw))(keys, can, starts)
     assert can.sum() > 80_000
     assert ids.size > 100_000
     return can, starts, jax.tree.map(np.asarray, found), np.asarray(found_spans)
@@ -115,7 +111,7 @@ def test_every_order_is_as_likely_and_rows_draw_their_own():
     keys = jax.random.split(jax.random.key(2), 12000)
     can = np.ones((12000, 4), bool)
     prediction = Prediction(rate=1.0, unit="token")
-    draw = jit(jax.vmap(lambda key, can: permute(key, can, None, prediction).visible))
+    draw = jax.jit(jax.vmap(lambda key, can: permute(key, can, None, prediction).visible))
     visible = np.asarray(draw(keys, can))
     ranks = visible.sum(2)
     counts = np.unique(ranks, axis=0, return_counts=True)[1]
@@ -125,7 +121,7 @@ def test_every_order_is_as_likely_and_rows_draw_their_own():
 
 def test_reused_tokens_see_nothing_of_the_rest_which_sees_them():
     prediction = Prediction(rate=0.5, unit="token", reuse_length=5)
-    draw = jit(lambda key: permute(key, jnp.ones(12, bool), None, prediction))
+    draw = jax.jit(lambda key: permute(key, jnp.ones(12, bool), None, prediction))
     found = draw(jax.random.key(0))
     assert not found.visible[:5, 5:].any()
     assert found.visible[5:, :5].all()
@@ -134,7 +130,7 @@ def test_reused_tokens_see_nothing_of_the_rest_which_sees_them():
 
 @functools.cache
 def draw_16():
-    return jit(lambda key, can, starts: permute(jax.random.key(key), can, starts, Prediction()))
+    return jax.jit(lambda key, can, starts: permute(jax.random.key(key), can, starts, Prediction()))
 
 
 @hypothesis.given(
@@ -194,13 +190,13 @@ def variables():
 def compiled(method):
     objective = tiny()
     if method == "scores":
-        return jit(functools.partial(objective.apply, method=method))
+        return jax.jit(functools.partial(objective.apply, method=method))
 
     def loss(variables, batch, key):
         outcome = objective.apply(variables, batch, train=True, rngs={"corrupt": key})
         return outcome.loss, outcome
 
-    return jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @pytest.mark.parametrize("everything", [False, True])

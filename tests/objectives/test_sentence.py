@@ -26,8 +26,6 @@ from encoders.training.state import TrainState
 from encoders.training.step import make_step
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sentence.npz"
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
 TINY = {
     "width": 12,
     "depth": 1,
@@ -79,7 +77,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_gradients_are_those_of_sentence_transformers(name):
-    value, gradient = jit(jax.value_and_grad(LOSSES[name]))(golden()[f"{name}/vectors"])
+    value, gradient = jax.jit(jax.value_and_grad(LOSSES[name]))(golden()[f"{name}/vectors"])
     close(value, golden()[f"{name}/value"])
     close(gradient, golden()[f"{name}/gradient"])
 
@@ -137,7 +135,7 @@ def test_padding_examples_count_for_nothing(name):
     """Whatever stands in them, as a loss or as others' negatives."""
     module, given = CASES[name]
     valid = np.arange(ROWS) < 5
-    apply = jit(functools.partial(module.apply, train=False))
+    apply = jax.jit(functools.partial(module.apply, train=False))
     given = {**given, "valid": valid}
     others = {key: np.concatenate([x[:5], x[4:1:-1]]) for key, x in given.items()}
     others["valid"] = valid
@@ -166,7 +164,7 @@ def run_module(module, name, mesh, micro_batches=1):
         mesh=mesh,
         micro_batches=micro_batches,
     )
-    state, metrics = jit(step)(state, to_device(given, mesh))
+    state, metrics = jax.jit(step)(state, to_device(given, mesh))
     grads = jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
     return metrics["loss"][0] / metrics["loss"][1], grads
 
@@ -197,7 +195,7 @@ def test_parts_of_a_batch_are_compared_as_a_whole(name):
         outcome = module.apply(params, given)
         return outcome.loss / outcome.weight
 
-    expected = jit(jax.value_and_grad(loss))(params)
+    expected = jax.jit(jax.value_and_grad(loss))(params)
     plain = module.clone(encoder=ENCODER.clone(dropout=0.0, attention_dropout=0.0))
     found = run_module(plain, name, make_mesh(devices=jax.devices()[:2]), micro_batches=4)
     chex.assert_trees_all_close(found, (expected[0], expected[1]["params"]), atol=1e-5)
@@ -207,11 +205,11 @@ def test_simcse_sees_two_dropouts_and_evaluation_none():
     module, given = CASES["simcse"]
     variables = {"params": initial("simcse")}
     vectors = functools.partial(module.apply, method="vectors", copies=2)
-    noisy = jit(functools.partial(vectors, train=True))(
+    noisy = jax.jit(functools.partial(vectors, train=True))(
         variables, given, rngs={"dropout": jax.random.key(0)}
     )
     assert np.abs(noisy[:, 0] - noisy[:, 1]).min(1).max() > 0
-    plain = jit(vectors)(variables, given)
+    plain = jax.jit(vectors)(variables, given)
     close(plain[:, 0], plain[:, 1], 0)
 
 

@@ -1,6 +1,5 @@
 """Optimizers against optax's own and the papers' formulas; scanned layers against unrolled ones."""
 
-import functools
 import re
 
 import chex
@@ -24,7 +23,6 @@ DURATIONS = Durations(batch_size=4, examples_per_epoch=40, total_steps=20)
 COSINE = {"name": "cosine", "warmup": {"steps": 4}}
 CONSTANT = {"name": "constant"}
 DEPTH, STEPS = 3, 4
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def make_params():
@@ -67,9 +65,9 @@ def gradients(step, params):
 def train(optimizer, params, steps=STEPS, layout=lambda tree: tree):
     """A few steps with gradients that depend on the unrolled parameters only."""
     params = layout(jax.device_get(params))
-    state = jax.jit(optimizer.init, compiler_options=QUICKLY)(params)
+    state = jax.jit(optimizer.init)(params)
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def update(grads, state, params):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state

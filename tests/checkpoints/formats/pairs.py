@@ -13,8 +13,6 @@ from encoders.checkpoints.formats import files
 from tools.golden.inputs import picture
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "pairs"
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @functools.cache
@@ -66,7 +64,7 @@ def run(name):
         logits = apply(*embeddings, method="logits")
         return _loss(logits, module.logit_bias is not None), (parts, embeddings, logits)
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, rest), gradient = compiled(weights)
     return value, *rest, jax.device_get(gradient)
 

@@ -21,9 +21,6 @@ from encoders.errors import CheckpointError
 from encoders.objectives import OBJECTIVES
 from encoders.objectives.corruption import Corrupted
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "text"
 ATOL = 1e-5
 
@@ -106,7 +103,7 @@ def run(name):
         value, *scores = module.apply({"params": params}, batch, method=method)
         return value, scores
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, scores), gradients = compiled(params)
     return value, scores, gradients
 

@@ -21,9 +21,6 @@ from encoders.errors import CheckpointError
 from encoders.layers.stack import stack_layers
 from encoders.objectives.heads import VocabularyHead
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "modernbert"
 NAMES = ("biases", "masked", "plain", "untied")
 
@@ -60,7 +57,7 @@ def value_and_gradients(name, scan=False):
         scores = score(encoder, params, out)
         return (scores * want["cotangent"]).sum(), (out, scores)
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, (out, scores)), gradients = compiled(jax.tree.map(jnp.asarray, params))
     return out, scores, gradients
 

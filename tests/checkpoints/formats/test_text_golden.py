@@ -18,9 +18,6 @@ from encoders.checkpoints.formats import files
 from encoders.errors import CheckpointError
 from encoders.rules import unflatten
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "text"
 NAMES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 ATOL = 5e-6
@@ -59,7 +56,7 @@ def run(name):
         out = encoder.module.apply({"params": params}, ids, **rest, layers="all")
         return sum((getattr(out, k) * v).sum() for k, v in cotangents.items()), out
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, out), gradients = compiled(encoder.variables["params"])
     return out, gradients
 

@@ -22,10 +22,6 @@ from encoders.models import MODELS
 from encoders.objectives import OBJECTIVES
 from encoders.objectives.permutation import Permuted
 
-# Tiny networks: compiling takes longer than running.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = functools.partial(jax.jit, compiler_options=QUICKLY)
-
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "xlnet"
 NAMES = ("plain", "tied", "untied")
 ATOL = 5e-6
@@ -64,7 +60,9 @@ def plain():
         out = encoder.module.apply({"params": params}, ids, **rest, layers="all")
         return (out.tokens * expected("plain")["cotangent"]).sum(), out
 
-    (_, out), gradients = jit(jax.value_and_grad(loss, has_aux=True))(encoder.variables["params"])
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        encoder.variables["params"]
+    )
     return out, {"encoder": gradients}
 
 
@@ -84,7 +82,7 @@ def predicting(name):
         return outcome.loss / outcome.weight
 
     params = {"encoder": encoder.variables["params"], **encoder.heads}
-    return *jit(jax.value_and_grad(loss))(params), objective, params, batch, drawn
+    return *jax.jit(jax.value_and_grad(loss))(params), objective, params, batch, drawn
 
 
 def test_outputs_and_every_layer():
@@ -105,7 +103,7 @@ def test_rows_that_run_backwards_and_memory():
     encoder, (ids, rest), want = load("plain"), inputs("plain"), expected("plain")
     module, variables = encoder.module, encoder.variables
 
-    @jit
+    @jax.jit
     def both(variables):
         backward = np.array([False, False, True, True])
         turned = module.apply(variables, ids, **rest, backward=backward)
@@ -134,7 +132,7 @@ def test_rows_that_run_backwards_and_memory():
 def test_scores_and_loss():
     loss, _, objective, params, batch, drawn = predicting("untied")
     close(loss, expected("untied")["outputs/loss"])
-    scores = jit(functools.partial(objective.apply, method="scores"))
+    scores = jax.jit(functools.partial(objective.apply, method="scores"))
     found, seeing = scores({"params": params}, batch, drawn), drawn.weights > 0
     close(found[seeing], expected("untied")["outputs/scores"][seeing])
 
@@ -146,7 +144,7 @@ def test_both_streams_at_every_layer():
     run = functools.partial(objective.encoder.apply, method="two_streams", layers="all")
     ids, rest = inputs("tied")
     given = (ids, drawn.places, drawn.visible)
-    content, query = jit(run)({"params": params["encoder"]}, *given, **rest)
+    content, query = jax.jit(run)({"params": params["encoder"]}, *given, **rest)
     assert seeing.sum() >= 4
     for layer in (0, 1):
         # The content of padding too, where every token sees itself.
