@@ -14,7 +14,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from configs import demo, hardware, image_text
+from configs import demo, hardware, image_text, sweeps
 
 
 def get_config(arg=None):
@@ -119,3 +119,13 @@ def _as_demo(config):
     config.preprocessing.image = {k: v for k, v in other.preprocessing.items() if k != "name"}
     config.model.image = other.model
     config.model.image_projection = "linear_bias"
+
+
+def sweep():
+    """Does the sigmoid loss gain on the softmax as batches get smaller, as its paper says?"""
+    axes = {
+        "objective.name": ("sigmoid_contrast", "softmax_contrast"),
+        "batch_size": (64, 256, 1024),
+        "seed": (0, 1, 2),
+    }
+    return sweeps.grid(axes, metric="eval/held_out/image_to_text@10")
