@@ -194,7 +194,7 @@ class Experiment:
     def _variable_shapes(self) -> Any:
         return jax.eval_shape(self.init_variables, jax.random.key(0))
 
-    @property
+    @functools.cached_property
     def param_shapes(self) -> Any:
         """Shapes of all parameters, without allocating one."""
         return self._variable_shapes["params"]

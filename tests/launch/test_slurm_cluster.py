@@ -95,7 +95,7 @@ def told_by_slurm(shared):
 def test_a_run_that_is_told_to_stop_requeues_itself_and_ends_as_if_undisturbed(
     shared, told_by_slurm
 ):
-    steps = ["--nodes", "2", "--config.model.depth=1", "--config.duration.steps=240"]
+    steps = ["--nodes", "2", "--config.model.depth=1", "--config.duration.steps=80"]
     for name in ("undisturbed", "disturbed"):
         submit(shared / name, *steps)
     workdir = shared / "disturbed"
@@ -108,10 +108,10 @@ def test_a_run_that_is_told_to_stop_requeues_itself_and_ends_as_if_undisturbed(
     assert "stopped, its state is saved" in console(workdir)
     first, second = read_facts(workdir)["sessions"]
     assert first["outcome"] == "stopped"
-    assert 0 < second["first_step"] < 240
+    assert 0 < second["first_step"] < 80
     assert second["devices"]["processes"] == 2
     last, expected = (read_metrics(shared / n)[-1] for n in ("disturbed", "undisturbed"))
-    assert last["step"] == expected["step"] == 240
+    assert last["step"] == expected["step"] == 80
     assert read_status(workdir)["state"] == "finished"
     assert last["train/loss"] == expected["train/loss"]
 

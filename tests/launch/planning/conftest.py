@@ -4,7 +4,7 @@ import jax
 import pytest
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
