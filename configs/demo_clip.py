@@ -2,9 +2,10 @@
 
 Paper: Sigmoid Loss for Language Image Pre-Training, arXiv 2303.15343, at toy size.
 Command: make demo-clip
-Cost: not measured.
+Cost: six minutes of two CPU cores, by the speed of a part of it.
 Published: none.
-Measured: not run.
+Measured: of 383 emoji unseen in training, 8.1 % find their name first and 5.2 % of the names their
+  emoji; chance is .26 %.
 
 The argument 'lit' locks the encoder that make demo has trained on clothes and trains the text tower
 alone (LiT, arXiv 2111.07991); 'small' trains the same two towers from scratch.
