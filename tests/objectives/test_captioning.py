@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_image_text import CASES, LENGTH, MODEL, ROWS, batch, initial, jit, objective
+from test_image_text import CASES, LENGTH, MODEL, ROWS, batch, initial, objective
 
 from encoders.errors import ConfigError
 
@@ -22,7 +22,7 @@ def scores_of(module, params, rows):
 
 @functools.cache
 def compiled():
-    return jit(functools.partial(scores_of, CASES["coca"]))
+    return jax.jit(functools.partial(scores_of, CASES["coca"]))
 
 
 def test_a_token_is_predicted_from_those_before_it_and_the_image():
@@ -48,7 +48,7 @@ def test_the_loss_is_that_of_the_paper():
             label = rows["ids"][row, place]
             losses.append(-likelihood[row, place - 1, label])
             right += scores[row, place - 1].argmax() == label
-    outcome = jit(CASES["coca"].apply)({"params": params}, rows)
+    outcome = jax.jit(CASES["coca"].apply)({"params": params}, rows)
     contrast = outcome.metrics["contrast_loss"]
     total, count = outcome.metrics["caption_loss"]
     assert count == len(losses)

@@ -16,7 +16,7 @@ from encoders.errors import ConfigError
 from encoders.objectives.distillation import DistilledLanguage
 from encoders.objectives.masked_language import MaskedLanguage
 from encoders.training.experiment import build_objective
-from tests.objectives.pretraining import ENCODER, LENGTH, VOCABULARY, batch, jit, parameters
+from tests.objectives.pretraining import ENCODER, LENGTH, VOCABULARY, batch, parameters
 
 TEACHER = MaskedLanguage(ENCODER.clone(depth=2), vocabulary=VOCABULARY)
 STUDENT = DistilledLanguage(ENCODER, vocabulary=VOCABULARY, teacher=TEACHER)
@@ -37,7 +37,7 @@ def results():
         outcome = student.loss(batch, corrupted, train=True)
         return outcome, corrupted, (encoded.tokens, student.scores(encoded)), taught
 
-    compiled = jit(lambda given: STUDENT.apply(variables(), given, method=run))
+    compiled = jax.jit(lambda given: STUDENT.apply(variables(), given, method=run))
     return jax.tree.map(np.asarray, compiled(batch()))
 
 
@@ -69,7 +69,7 @@ def test_three_losses():
 def test_a_batch_is_the_sum_of_its_parts_and_evaluation_needs_no_teacher():
     hidden = STUDENT.clone(soft_on="hidden")
 
-    @jit
+    @jax.jit
     def run(batch):
         key = {"corrupt": jax.random.key(3)}
         taught = hidden.apply(variables(), batch, train=True, rngs=key)

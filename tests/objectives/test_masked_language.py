@@ -21,7 +21,6 @@ from tests.objectives.pretraining import (
     ROWS,
     VOCABULARY,
     batch,
-    jit,
     parameters,
     train,
 )
@@ -53,12 +52,12 @@ def test_a_resumed_run_hides_the_same_tokens():
         key = jax.random.fold_in(jax.random.key(7), step)
         return module.apply({"params": params}, batch, rngs={"corrupt": key}, method="corrupt")
 
-    first, again, other = (jit(corrupt)(step, batch()) for step in (3, 3, 4))
+    first, again, other = (jax.jit(corrupt)(step, batch()) for step in (3, 3, 4))
     chex.assert_trees_all_equal(first, again)
     assert (first.places != other.places).any()
     # Half of the rows, in another order.
     rows = np.array([6, 2, 5, 0])
-    part = jit(corrupt)(3, {name: value[rows] for name, value in batch().items()})
+    part = jax.jit(corrupt)(3, {name: value[rows] for name, value in batch().items()})
     chex.assert_trees_all_equal(part, jax.tree.map(lambda x: x[rows], first))
 
 
@@ -68,7 +67,7 @@ def test_gathering_changes_nothing_but_the_cost():
     params = parameters(module)
 
     def loss(module):
-        return jit(
+        return jax.jit(
             jax.value_and_grad(lambda params: module.apply({"params": params}, batch()).loss)
         )
 
@@ -96,7 +95,7 @@ def test_packed_texts_are_as_they_are_alone():
         hidden = Corrupted(ids, places, labels, jnp.ones(places.shape))
         return module.apply({"params": params}, given, hidden, method="loss").loss
 
-    run = jit(jax.value_and_grad(loss))
+    run = jax.jit(jax.value_and_grad(loss))
     apart = run(params, single, (single > 0).astype(np.int32), places, labels)
     together = (places + starts[:, None]).reshape(1, 6)
     packed = run(params, ids, segments, together, labels.reshape(1, 6))
@@ -110,7 +109,7 @@ def test_padding_gives_no_loss_and_no_nan():
     def loss(params, batch):
         return module.apply({"params": params}, batch).loss
 
-    run = jit(jax.value_and_grad(loss))
+    run = jax.jit(jax.value_and_grad(loss))
     chex.assert_tree_all_finite(run(params, {**last, "valid": np.ones(1, bool)}))
     value, gradients = run(params, {**last, "valid": np.zeros(1, bool)})
     assert value == 0
@@ -129,7 +128,7 @@ def test_cross_entropy_and_its_gradient():
     def ours(scores):
         return (cross_entropy(scores, labels) * weights).sum()
 
-    both = jit(lambda scores: [jax.value_and_grad(f)(scores) for f in (ours, plain)])(scores)
+    both = jax.jit(lambda scores: [jax.value_and_grad(f)(scores) for f in (ours, plain)])(scores)
     chex.assert_trees_all_close(*both, atol=1e-5)
     found = binary_cross_entropy(jnp.array([2.0, 2.0]), jnp.array([True, False]))
     np.testing.assert_allclose(found, -np.log([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))]), 1e-6)

@@ -18,7 +18,6 @@ from tests.objectives.pretraining import (
     ROWS,
     VOCABULARY,
     batch,
-    jit,
     parameters,
     train,
 )
@@ -50,7 +49,7 @@ def replaced():
         guesses = module.guesses(batch, corrupted)
         return corrupted, guesses, *module.replace(batch, corrupted, guesses)
 
-    return jit(lambda params: OBJECTIVE.apply({"params": params}, batch(), method=run))(
+    return jax.jit(lambda params: OBJECTIVE.apply({"params": params}, batch(), method=run))(
         parameters(OBJECTIVE)
     )
 
@@ -72,7 +71,7 @@ def test_a_certain_generator_replaces_nothing():
     corrupted, *_ = replaced()
     sure = 100 * jax.nn.one_hot(corrupted.labels, 31)
     params = {"params": parameters(OBJECTIVE)}
-    fill = jit(lambda *given: OBJECTIVE.apply(params, *given, method="replace"))
+    fill = jax.jit(lambda *given: OBJECTIVE.apply(params, *given, method="replace"))
     ids, labels = fill(batch(), corrupted, sure)
     np.testing.assert_array_equal(ids, batch()["ids"])
     assert not labels.any()
@@ -86,7 +85,7 @@ def test_which_loss_trains_what(sharing):
         metrics = module.apply({"params": params}, batch()).metrics
         return metrics["replaced_loss"][0], metrics["token_loss"][0]
 
-    @jit
+    @jax.jit
     def both(params):
         pull = jax.vjp(losses, params)[1]
         return pull((1.0, 0.0))[0], pull((0.0, 1.0))[0]

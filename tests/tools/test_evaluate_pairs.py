@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
@@ -37,14 +36,6 @@ def get_config():
     config.evaluators = dict(retrieval=retrieval)
     config.hardware = dict(mesh=dict(data=1))
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is compiled here runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,6 @@ SIZE = {"width": 16, "depth": 1, "mlp_dim": 16, "num_heads": 2}
 COLOURS = ["red", "blue", "green", "white", "black"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is compiled here runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def save(directory, model, preprocessing, kind):
     module = build(MODELS, model, "model")
     prepared = build(PREPROCESSING, preprocessing, "preprocessing")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,14 +14,6 @@ from tools import embed, search
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 MODEL, VIT = str(GOLDEN / "sentence" / "bert_mean"), str(GOLDEN / "interop" / "hf_vit")
 TEXTS = ["A man is playing a guitar.", "a dog", "The song", "A man is playing a guitar", "an end"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is compiled here runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
