@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from encoders.layers.initializers import trunc_normal
+from encoders.layers.lookup import lookup
 from encoders.layers.norm import LayerNorm
 from encoders.layers.position import sincos1d
 
@@ -26,13 +27,13 @@ class WordTable(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[B, T] int32 -> [B, T, E]."""
         shape = (self.vocab_size, self.embedding_dim)
-        return jnp.take(self.param("words", trunc_normal(0.02), shape), ids, axis=0)
+        return lookup(self.param("words", trunc_normal(0.02), shape), ids)
 
 
 class TextEmbeddings(nn.Module):
     """dropout(norm(words[ids] + positions[position] + token_types[type])), or without the norm.
 
-    An id beyond its table gives NaN, not some other row: inside a compiled step nothing can raise.
+    An id beyond its table gives NaN, not some other row (see `lookup`).
 
     Attributes:
       vocab_size: rows of `words`.
@@ -86,14 +87,14 @@ class TextEmbeddings(nn.Module):
         def table(name: str, rows: int) -> jax.Array:
             return self.param(name, trunc_normal(0.02), (rows, self.embedding_dim))
 
-        x = jnp.take(table("words", self.vocab_size), ids, axis=0)
+        x = lookup(table("words", self.vocab_size), ids)
         if average is not None:
             share = average / jnp.maximum(average.sum(-1, keepdims=True), 1)
             means = jnp.einsum("bnt,bte->bne", share.astype(x.dtype), x)
             x = jnp.concatenate([x[:, : -average.shape[1]], means], axis=1)
         if self.num_token_types:
             types = table("token_types", self.num_token_types)
-            x = x + (types[0] if token_types is None else jnp.take(types, token_types, axis=0))
+            x = x + (types[0] if token_types is None else lookup(types, token_types))
         if self.positions == "learned":
             x = x + self._placed(table("positions", self.num_positions), ids, positions)
         elif self.positions == "sinusoidal":
@@ -110,7 +111,7 @@ class TextEmbeddings(nn.Module):
         if positions is None:
             real = (ids != self.pad_id).astype(jnp.int32)
             positions = jnp.cumsum(real, axis=1) * real + self.pad_id
-        return jnp.take(rows, positions, axis=0)
+        return lookup(rows, positions)
 
 
 def restarted_positions(segments: jax.Array) -> jax.Array:

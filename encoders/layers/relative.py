@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.layers.initializers import trunc_normal
+from encoders.layers.lookup import lookup
 
 
 class RelativeBias(nn.Module):
@@ -50,7 +51,7 @@ class RelativeBias(nn.Module):
         def look_up(offset: jax.Array) -> jax.Array:
             distance = jnp.asarray(buckets)[jnp.minimum(jnp.abs(offset), self.max_distance)]
             bucket = distance + jnp.where(offset > 0, self.num_buckets // 2, 0)
-            return jnp.take(table, bucket, axis=0)
+            return lookup(table, bucket)
 
         if places is None:
             return _by_diagonals(look_up(jnp.arange(1 - length, length)).T)[None]

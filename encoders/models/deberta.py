@@ -29,6 +29,7 @@ from encoders.layers.disentangled import (
 from encoders.layers.embedding import WordTable, restarted_positions
 from encoders.layers.initializers import trunc_normal, weight_init
 from encoders.layers.linear import Linear
+from encoders.layers.lookup import lookup
 from encoders.layers.norm import LayerNorm
 from encoders.layers.stack import REMAT, resolve_layers
 from encoders.models.bert import BERT, Pool, TextSize, real_tokens
@@ -193,7 +194,7 @@ class DeBERTa(BERT):
 
         if REMAT[self.remat] is not None:
             apply = jax.checkpoint(apply, policy=REMAT[self.remat])
-        query = x + jnp.take(table, places, axis=0)
+        query = x + lookup(table, places)
         for _ in range(2):
             rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
             query = apply(last, query, x, rngs)

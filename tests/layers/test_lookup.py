@@ -1,0 +1,43 @@
+"""Rows of a table, and the gradient that adds them up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.layers.lookup import lookup
+
+
+@pytest.mark.parametrize("rows", [7, 2000], ids=["product", "scatter"])
+def test_the_gradient_adds_up_every_occurrence(rows):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(rows, 5)).astype(np.float32)
+    ids = rng.integers(0, rows, (3, 11)).astype(np.int32)
+    ids[:, -1] = rows - 1
+    upstream = rng.normal(size=(3, 11, 5)).astype(np.float32)
+    found, pull = jax.vjp(lambda table: lookup(table, ids), table)
+    wanted = np.zeros_like(table)
+    np.add.at(wanted, ids, upstream)
+    np.testing.assert_array_equal(found, table[ids])
+    np.testing.assert_allclose(pull(upstream)[0], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [7, 2000], ids=["product", "scatter"])
+def test_sums_of_bfloat16_keep_growing(rows):
+    """4,096 times .25 is 1,024, where adding in bfloat16 stops at 64."""
+    table = jnp.zeros((rows, 2), jnp.bfloat16)
+    ids = jnp.zeros((4096,), jnp.int32)
+    _, pull = jax.vjp(lambda table: lookup(table, ids), table)
+    gradient = pull(jnp.full((4096, 2), 0.25, jnp.bfloat16))[0]
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(gradient, np.float32)[0], 1024)
+    assert not np.asarray(gradient[1:], np.float32).any()
+
+
+@pytest.mark.parametrize("rows", [7, 2000], ids=["product", "scatter"])
+def test_a_row_that_is_not_there_is_nan_and_gets_nothing(rows):
+    table = jnp.ones((rows, 2))
+    found, pull = jax.vjp(lambda table: lookup(table, jnp.array([0, rows])), table)
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(pull(jnp.ones((2, 2)))[0].sum(0), 1)
