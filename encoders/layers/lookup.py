@@ -49,10 +49,34 @@ def _backward(rows: int, ids: jax.Array, gradient: jax.Array) -> tuple[jax.Array
             precision="highest" if gradient.dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32,
         )
+    elif jax.default_backend() == "gpu":
+        total = _sum_in_any_order(ids, gradient, rows)
     else:
-        zeros = jnp.zeros((rows, gradient.shape[-1]), jnp.float32)
-        total = zeros.at[ids].add(gradient.astype(jnp.float32), mode="drop")
+        total = _sum(ids, gradient.astype(jnp.float32), rows)
     return total.astype(gradient.dtype), None
+
+
+def _sum(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:
+    """[R, E], for each row the sum of its values [..., E]."""
+    return jnp.zeros((rows, values.shape[-1]), values.dtype).at[ids].add(values, mode="drop")
+
+
+def _sum_in_any_order(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:
+    """`_sum` in float32, with the same bits in whichever order a GPU adds.
+
+    It adds integers, of which that is true: two for each value, the second what the first leaves.
+    Of each of 2^n values at most 2^(2n - 60) of the largest is lost. One that is not finite makes
+    the whole sum NaN.
+    """
+    values = values.astype(jnp.float32)
+    room = 30 - max(ids.size - 1, 1).bit_length()  # bits of a value, so that no sum overflows
+    exponent = jax.lax.bitcast_convert_type(jnp.abs(values).max(), jnp.uint32) & 0x7F800000
+    above = 2 * jax.lax.bitcast_convert_type(jnp.maximum(exponent, 0x01000000), jnp.float32)
+    unit = jnp.where(jnp.isfinite(values).all(), above * 2.0**-room, jnp.nan)
+    high = jnp.round(values / unit)
+    low = jnp.round((values - high * unit) / unit * 2.0**room)
+    high, low = (_sum(ids, x.astype(jnp.int32), rows).astype(jnp.float32) for x in (high, low))
+    return high * unit + low * unit * 2.0**-room
 
 
 _lookup.defvjp(_forward, _backward)

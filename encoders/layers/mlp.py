@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -43,11 +44,25 @@ def _normal_cdf(y: jax.Array) -> jax.Array:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+def _keeping_its_input(function: Callable[[jax.Array], jax.Array]) -> Callable:
+    """A function whose gradient keeps x only, and not what was computed on the way."""
+    kept = jax.custom_vjp(function)
+
+    def backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+        _, pull = jax.vjp(function, jax.lax.optimization_barrier(x))  # as in _gelu_backward
+        return pull(gradient)
+
+    kept.defvjp(lambda x: (function(x), x), backward)
+    return functools.wraps(function)(kept)
+
+
+@_keeping_its_input
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """The tanh approximation of GELU: the default of JAX and so of the ViTs trained with it."""
     return jax.nn.gelu(x, approximate=True)
 
 
+@_keeping_its_input
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x * sigmoid(1.702 x), which OpenAI's CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
@@ -58,7 +73,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
+    "silu": _keeping_its_input(jax.nn.silu),
 }
 # Gated linear units (arXiv 2002.05202) and the activation of their gate.
 GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}

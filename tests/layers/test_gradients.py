@@ -9,7 +9,7 @@ import pytest
 
 from encoders.layers.attention import dot_product_attention
 from encoders.layers.linear import Linear
-from encoders.layers.mlp import gelu
+from encoders.layers.mlp import gelu, gelu_tanh, quick_gelu
 from encoders.layers.norm import layer_norm
 
 
@@ -31,6 +31,8 @@ def plain_attention(query, key, value, mask):
 MASK = jnp.arange(7)[None] < jnp.array([[7], [4]])
 CASES = {
     "gelu": (gelu, plain_gelu, [(5, 33)]),
+    "gelu_tanh": (gelu_tanh, lambda x: jax.nn.gelu(x, approximate=True), [(5, 33)]),
+    "quick_gelu": (quick_gelu, lambda x: x / (1 + jnp.exp(-1.702 * x)), [(5, 33)]),
     "layer_norm": (
         lambda x, scale, bias: layer_norm(x, scale, bias, 1e-6),
         plain_layer_norm,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.layers.lookup import lookup
+from encoders.layers.lookup import _sum_in_any_order, lookup
 
 
 @pytest.mark.parametrize("rows", [7, 2000], ids=["product", "scatter"])
@@ -41,3 +41,20 @@ def test_a_row_that_is_not_there_is_nan_and_gets_nothing(rows):
     assert np.isfinite(found[0]).all()
     assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(pull(jnp.ones((2, 2)))[0].sum(0), 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_a_sum_of_integers_is_that_of_the_floats_in_any_order(scale):
+    """What a GPU computes, which adds in an order of its own."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 6, 4096).astype(np.int32)
+    values = (scale * rng.normal(size=(4096, 3))).astype(np.float32)
+    wanted = np.zeros((7, 3))
+    np.add.at(wanted, ids, values.astype(np.float64))
+    found = jax.jit(_sum_in_any_order, static_argnums=2)(ids, values, 7)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * scale)
+    order = rng.permutation(4096)
+    np.testing.assert_array_equal(_sum_in_any_order(ids[order], values[order], 7), found)
+    values[5, 1] = np.nan
+    assert np.isnan(_sum_in_any_order(ids, values, 7)).all()
+    assert not np.asarray(_sum_in_any_order(ids, 0 * values[6:7].repeat(4096, 0), 7)).any()
