@@ -13,6 +13,13 @@ import numpy as np
 
 from encoders.errors import ConfigError, nearest
 
+
+def _products(primitive: Any, *arguments: Any, **options: Any) -> Any:
+    """Whether to keep what a matrix product gives, or the kernel that has attention's two in it."""
+    fused = primitive.name.startswith("dot_product_attention_fwd")
+    return fused or jax.checkpoint_policies.dots_saveable(primitive, *arguments, **options)
+
+
 # What a block keeps for the backward pass; the rest it computes again.
 REMAT: dict[str, Callable[..., Any] | None] = {
     # Everything is kept.
@@ -22,7 +29,7 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     # Outputs of the projections, but not the [T, T] attention products: few FLOPs, less memory.
     "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     # Outputs of all matrix products; only norms, activations and softmax are computed again.
-    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots": _products,
 }
 
 
