@@ -2,13 +2,14 @@
 
 Paper: BERT, arXiv 1810.04805, at toy size; rotary positions and gated MLPs as in ModernBERT.
 Command: make demo-text
-Cost: eight minutes of training on two CPU cores, beside other work.
-Published: none.
-Measured: 4.47 nats per hidden token of held-out text, against a unigram entropy of 6.04; linear
-probe 74.3 %, against 78.6 % with random weights and 89.7 % from a bag of words.
+Cost: see README.
+Published: BERT-Large, frozen: 67.6 % with 10 labels an intent and 80.1 % with 30, from memory of
+  arXiv 2003.04807.
+Measured: see README.
 
-Half of the rows are packed from Python's enhancement proposals, half hold one question each to a
-bank, without its label. The probe tells the 77 intents of such questions apart.
+A quarter of the rows are packed from Python's enhancement proposals, the others from questions to a
+bank, without their labels. The probe tells the 77 intents of such questions apart, from 10 and from
+30 labelled ones each, as that paper does.
 """
 
 from ml_collections import ConfigDict
@@ -19,22 +20,19 @@ from configs import hardware, text
 def get_config(arg=None):
     config = ConfigDict()
     config.seed = 0
-    config.duration = {"steps": 1_000}
+    config.duration = {"steps": 700}
     config.batch_size = 64
     config.preprocessing = dict(
         name="text", tokenizer="sample:peps/tokenizer.json", max_length=64, token_types=False
     )
     proposals = dict(name="tokens", path="sample:peps", split="train")
-    questions = dict(name="sample", dataset="banking77", split="train")
-    config.data = dict(
-        source=dict(name="mixture", sources=(proposals, questions), weights=(1, 1)),
-        transforms=(dict(name="tokenize"),),
-    )
+    questions = dict(name="tokens", path="sample:banking77", split="train")
+    config.data = dict(source=dict(name="mixture", sources=(proposals, questions), weights=(1, 3)))
     config.model = dict(
         name="bert",
-        width=128,
+        width=192,
         depth=4,
-        mlp_dim=256,
+        mlp_dim=384,
         num_heads=4,
         vocab_size=6144,
         max_length=64,
@@ -60,10 +58,11 @@ def get_config(arg=None):
     config.evaluators = {
         "held_out": dict(name="masked_accuracy", test=test, batch_size=64, every={"percent": 20}),
         "intents": dict(
-            name="linear_probe",
+            name="few_shot",
             **splits,
+            feature=("mean", 0, 1, 2),
+            shots=(10, 30),
             batch_size=256,
-            l2=(0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
             baselines=("bag_of_words", "random"),
         ),
     }

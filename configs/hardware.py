@@ -25,6 +25,10 @@ _TPU_OVERLAP = (
 )
 
 
+# Their blocks differ, so nothing scans over them.
+CONVOLUTIONAL = ("clip_resnet", "efficientnet", "resnet")
+
+
 def mesh(**sizes: int) -> dict[str, int]:
     """All axes of a mesh; those not given stay as they are on one slice: everything is `fsdp`."""
     return dict(dcn=1, data=1, fsdp=-1, tensor=1, sequence=1) | sizes
@@ -46,9 +50,10 @@ def on(config: ConfigDict, sizes: dict[str, int], **environment: str) -> ConfigD
 
 
 def networks(config: ConfigDict) -> list[ConfigDict]:
-    """Sections of the networks that have blocks: the model's, or those of its towers."""
+    """Sections of the networks that have equal blocks: the model's, or those of its towers."""
     parts = [part for part in config.model.values() if isinstance(part, ConfigDict)]
-    return [part for part in parts if "name" in part] or [config.model]
+    found = [part for part in parts if "name" in part] or [config.model]
+    return [part for part in found if part.name not in CONVOLUTIONAL]
 
 
 def in_networks(config: ConfigDict, **fields: object) -> ConfigDict:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.checkpoints.formats import files, hf, open_clip, sentence_transformers, timm
-from encoders.checkpoints.formats.mapping import Exported, Imported, flatten
+from encoders.checkpoints.formats.mapping import Exported, Imported, flatten, with_stats
 from encoders.checkpoints.store import CheckpointStore
 from encoders.config import build, to_plain
 from encoders.data import PREPROCESSING
@@ -33,6 +33,8 @@ from encoders.encoder import Encoder, TextEncoder
 from encoders.errors import CheckpointError, nearest
 from encoders.layers.stack import unstack_layers
 from encoders.models import MODELS
+from encoders.models.efficientnet import EfficientNet
+from encoders.models.resnet import ResNet
 from encoders.models.towers import Towers
 from encoders.models.vit import ViT
 from encoders.objectives import OBJECTIVES
@@ -64,7 +66,8 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
     preprocessing = None
     if found.preprocessing is not None:
         preprocessing = build(PREPROCESSING, found.preprocessing, "preprocessing")
-    variables = {"params": jax.tree.map(jnp.asarray, found.params)}
+    variables = {"params": found.params, **({"stats": found.stats} if found.stats else {})}
+    variables = jax.tree.map(jnp.asarray, variables)
     metadata, heads = found.metadata, found.objective_params
     pooling = (found.objective or {}).get("pooling")
     if pooling is not None and "embedding" not in metadata:  # what it was trained with
@@ -85,6 +88,12 @@ def read_params(
     return {"encoder": found.params, **found.objective_params}
 
 
+def read_stats(path: str | os.PathLike) -> dict[str, Any]:
+    """Running statistics at a path, as an objective has them, {'encoder': ...}, in numpy; or {}."""
+    stats = _read(path, "auto").stats
+    return {"encoder": stats} if stats else {}
+
+
 def read_variables(path: str | os.PathLike, *, weights: Choice = "auto") -> dict[str, Any]:
     """The variables of the objective at a path, in numpy: for evaluation, or as a teacher's.
 
@@ -95,6 +104,8 @@ def read_variables(path: str | os.PathLike, *, weights: Choice = "auto") -> dict
         with CheckpointStore(run.directory) as store, contextlib.suppress(CheckpointError):
             # The checkpoint has just been read and is sound; what it may lack is statistics.
             variables |= store.read_params(run.step, "stats")
+    elif stats := read_stats(path):
+        variables["stats"] = stats
     return variables
 
 
@@ -184,8 +195,10 @@ def _read_run(run: _Run, weights: Choice) -> Imported:
         config = metadata["config"]
         if weights == "auto":
             weights = "params" if config.get("ema") is None else "ema"
-        params = store.read_params(run.step, weights)
-    params = jax.tree.map(np.asarray, params)
+        stats: dict[str, Any] = {}
+        params = jax.tree.map(np.asarray, store.read_params(run.step, weights))
+        with contextlib.suppress(CheckpointError):  # there are none
+            stats = store.read_params(run.step, "stats").get("stats", {}).get("encoder", {})
     kept = {name: value for name, value in metadata.items() if name != "preprocessing"}
     return Imported(
         model=config["model"],
@@ -194,6 +207,7 @@ def _read_run(run: _Run, weights: Choice) -> Imported:
         objective=config["objective"],
         objective_params=params,
         metadata={"format": "run", "weights": weights, **kept},
+        stats=jax.tree.map(np.asarray, stats),
     )
 
 
@@ -211,6 +225,7 @@ def _read_native(path: pathlib.Path, config: Mapping[str, Any]) -> Imported:
     tree = unflatten(files.read_tensors(path))
     if "encoder" not in tree:
         raise CheckpointError(f"{path}: its weights hold no 'encoder'.")
+    stats = tree.pop("stats", {})
     return Imported(
         model=config["model"],
         params=tree.pop("encoder"),
@@ -218,6 +233,7 @@ def _read_native(path: pathlib.Path, config: Mapping[str, Any]) -> Imported:
         objective=config["objective"],
         objective_params=tree,
         metadata=config["metadata"],
+        stats=stats,
     )
 
 
@@ -278,6 +294,8 @@ def _embedding(encoder: Encoder) -> dict[str, Any]:
 
 def _write_native(directory: pathlib.Path, encoder: Encoder, heads: bool) -> None:
     preprocessing, tree = encoder.preprocessing, {"encoder": encoder.variables["params"]}
+    if stats := encoder.variables.get("stats"):
+        tree["stats"] = stats
     config = {
         "format": "encoders",
         "version": _VERSION,
@@ -295,7 +313,8 @@ def _write_native(directory: pathlib.Path, encoder: Encoder, heads: bool) -> Non
 
 def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
     module, preprocessing = encoder.module, encoder.preprocessing
-    params = jax.tree.map(np.asarray, unstack_layers(jax.device_get(encoder.variables["params"])))
+    held = jax.tree.map(np.asarray, jax.device_get(dict(encoder.variables)))
+    params = with_stats(unstack_layers(held["params"]), held.get("stats", {}))
     if isinstance(module, Towers) and format in ("hf", "open_clip"):
         return _exported_towers(module, params, preprocessing, format)
     if module.modality == "text" and format == "hf":
@@ -342,6 +361,8 @@ def _images(
     module: nn.Module, params: Mapping[str, Any], preprocessing: Any, format: str
 ) -> tuple[dict[str, Any], tuple[int, int], int]:
     """Fields of an image encoder with sizes resolved, the image's (height, width), and channels."""
+    if isinstance(module, (EfficientNet, ResNet)):
+        return _convolutional(module, params, preprocessing, format)
     if not isinstance(module, ViT):
         raise CheckpointError(
             f"format '{format}': writes a ViT, and this is {type(module).__name__}; "
@@ -363,6 +384,21 @@ def _images(
     sizes = {**dataclasses.asdict(module.size), "patch_size": patch}
     channels = params["patch_embedding"]["kernel"].shape[0] // (patch[0] * patch[1])
     return {**section_of(MODELS, module), **sizes}, image_size, channels
+
+
+def _convolutional(
+    module: nn.Module, params: Mapping[str, Any], preprocessing: Any, format: str
+) -> tuple[dict[str, Any], tuple[int, int], int]:
+    """As `_images`; these networks take images of any size, and their weights say none."""
+    if preprocessing is None:
+        raise CheckpointError(f"format '{format}': needs an image size, which preprocessing says.")
+    first = params["stem" if "stem" in params else "stem1"]["kernel"]
+    fields = section_of(MODELS, module)
+    if isinstance(module, EfficientNet):
+        fields |= dict(zip(("width_factor", "depth_factor"), module.factors, strict=True))
+    else:
+        fields |= {"blocks": module.stages, "growth": module.growth}
+    return fields, preprocessing.image_size, first.shape[2]
 
 
 def _resolved(encoder: Encoder, module: nn.Module) -> dict[str, Any]:

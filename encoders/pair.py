@@ -41,7 +41,7 @@ class PairEncoder(Encoder):
         return self._tower(TextEncoder, "text")
 
     def _tower(self, kind: type, name: str) -> Any:
-        params = {"params": self.variables["params"][name]}
+        params = {kind: of[name] for kind, of in self.variables.items() if name in of}
         preprocessing = self.preprocessing and getattr(self.preprocessing, name)
         return kind(getattr(self.module, name), params, preprocessing, self.metadata)
 

@@ -205,7 +205,10 @@ def load_model(path: str) -> Subject:
     context = {"encoder": found.module, **found.preprocessing.for_objectives}
     objective = build(OBJECTIVES, found.objective, "objective", **context)
     params = {"encoder": found.variables["params"], **found.heads}
-    return Subject(objective, found.module, {"params": params}, found.preprocessing, None)
+    variables = {"params": params}
+    if stats := found.variables.get("stats"):
+        variables["stats"] = {"encoder": stats}
+    return Subject(objective, found.module, variables, found.preprocessing, None)
 
 
 def evaluate(

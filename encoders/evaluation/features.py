@@ -174,7 +174,7 @@ class FeatureExtractor:
         Of two towers they are those of the image tower.
         """
         if _is_pair(module):
-            tower = {"params": variables["params"]["image"]}
+            tower = {kind: of["image"] for kind, of in variables.items() if "image" in of}
             return self.part("image").encoder_features(module.image, tower, split, features)
         return self._extract(("encoder", module, features), variables, split, keep=variables)
 

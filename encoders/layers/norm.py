@@ -78,11 +78,13 @@ class BatchNorm(nn.Module):
       momentum: how much of the running statistics a step keeps.
       eps: added to the variance.
       affine: whether there is a learned scale and bias; MAE's linear probe has none.
+      scale_init: of the scale.
     """
 
     momentum: float = 0.9
     eps: float = 1e-5
     affine: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -105,6 +107,6 @@ class BatchNorm(nn.Module):
             batch_mean, batch_var = mean.value, var.value
         y = (y - batch_mean) * jax.lax.rsqrt(batch_var + self.eps)
         if self.affine:
-            y = y * self.param("scale", nn.initializers.ones, (dim,))
+            y = y * self.param("scale", self.scale_init, (dim,))
             y = y + self.param("bias", nn.initializers.zeros, (dim,))
         return y.astype(x.dtype)

@@ -2,12 +2,15 @@
 
 from encoders.models.albert import ALBERT
 from encoders.models.bert import BERT
+from encoders.models.clip_resnet import CLIPResNet
 from encoders.models.clip_text import CLIPText
 from encoders.models.deberta import DeBERTa
 from encoders.models.distilbert import DistilBERT
+from encoders.models.efficientnet import EfficientNet
 from encoders.models.electra import ELECTRA
 from encoders.models.graphcodebert import GraphCodeBERT
 from encoders.models.modernbert import ModernBERT
+from encoders.models.resnet import ResNet
 from encoders.models.roberta import RoBERTa
 from encoders.models.towers import Towers
 from encoders.models.unixcoder import UniXcoder
@@ -17,12 +20,15 @@ from encoders.models.xlnet import XLNet
 MODELS = {
     "albert": ALBERT,
     "bert": BERT,
+    "clip_resnet": CLIPResNet,
     "clip_text": CLIPText,
     "deberta": DeBERTa,
     "distilbert": DistilBERT,
+    "efficientnet": EfficientNet,
     "electra": ELECTRA,
     "graphcodebert": GraphCodeBERT,
     "modernbert": ModernBERT,
+    "resnet": ResNet,
     "roberta": RoBERTa,
     "towers": Towers,
     "unixcoder": UniXcoder,

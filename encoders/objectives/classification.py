@@ -178,7 +178,10 @@ class Classification(Objective):
         """
         head = 2.0 * self.encoder.size.width * self.num_classes * (1 + self._has_token)
         frozen = self.teacher.flops(image_size) if self.teacher is not None else 0.0
-        trained = self.encoder.flops(image_size, self.encoder.num_kept(image_size))
+        kept = ()
+        if hasattr(self.encoder, "num_kept"):
+            kept = (self.encoder.num_kept(image_size),)
+        trained = self.encoder.flops(image_size, *kept)
         if self.linear_probe:
             trained, frozen = 0.0, frozen + self.encoder.flops(image_size)
         return trained + head + frozen / 3

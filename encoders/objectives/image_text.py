@@ -42,7 +42,9 @@ class ImageTextObjective(Objective):
     duplicates: bool = False
 
     whole_batch = True
-    kind = "softmax"  # of `parallel.contrast`; not a field: it belongs to the class
+    # Not fields here: the first belongs to the class, the second is the softmax's alone.
+    kind = "softmax"  # of `parallel.contrast`
+    label_smoothing = 0.0
 
     def embed(self, batch: Batch, *, train: bool = False) -> dict[str, jax.Array]:
         """Embeddings of a (micro-)batch, {'image': [B, E], 'text': [B, E]}, of length 1.
@@ -73,7 +75,8 @@ class ImageTextObjective(Objective):
         valid = valid_weights(batch)
         caption = fingerprints(batch["ids"]) if self.duplicates else None
         image, text = embedded["image"], embedded["text"]
-        found = contrast(self.kind, image, text, scale, bias, valid, caption, current_mesh())
+        mesh, smoothing = current_mesh(), self.label_smoothing
+        found = contrast(self.kind, image, text, scale, bias, valid, caption, mesh, smoothing)
         count, one = valid.sum(), jnp.float32(1)
         metrics = {
             "image_to_text": (found.image_to_text, count),
@@ -108,7 +111,13 @@ class ImageTextObjective(Objective):
 
 
 class SoftmaxContrast(ImageTextObjective):
-    """Cross-entropy of each image's text among all texts, and of each text's image, halved."""
+    """Cross-entropy of each image's text among all texts, and of each text's image, halved.
+
+    Attributes:
+      label_smoothing: share of the target that all texts, or images, have alike; .1 in ALIGN.
+    """
+
+    label_smoothing: float = 0.0
 
     kind = "softmax"
 

@@ -15,8 +15,9 @@ Both losses are sums over the examples of the batch. With z = scale * cosine + b
   softmax   -sum_i (log softmax_j z_ij + log softmax_j z_ji at j = i) / 2   (2103.00020, figure 3)
   sigmoid   -sum_ij log sigmoid(+-z_ij), plus where i = j                   (2303.15343, equation 1)
 
-In both a pair counts where both sides are real, and, where `caption` is given, where it is not
-another example with the same caption.
+A softmax that is smoothed by e has (1 - e) z_ii + e mean_j z_ij in place of z_ii (1512.00567,
+section 7), as ALIGN has. In both losses a pair counts where both sides are real, and, where
+`caption` is given, where it is not another example with the same caption.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def contrast(
     valid: jax.Array,
     caption: jax.Array | None = None,
     mesh: Mesh | None = None,
+    smoothing: float = 0.0,
 ) -> Contrast:
     """The loss of a batch of pairs, as the module says.
 
@@ -72,13 +74,19 @@ def contrast(
         taken for one of its own.
       mesh: devices that the rows are spread over, in equal parts; None computes the formula as it
         stands, [B, B], and can be differentiated any number of times.
+      smoothing: of the softmax; the sigmoid has none.
     """
     facts = {"row": jnp.arange(len(image), dtype=jnp.int32), "valid": valid > 0}
     if caption is not None:
         facts["caption"] = caption
     if mesh is None:
-        return _dense(kind, image, text, scale, bias, facts)
-    return Contrast(*_sharded(functools.partial(_run, kind, mesh), image, text, scale, bias, facts))
+        return _dense(kind, smoothing, image, text, scale, bias, facts)
+    local = _local_sigmoid
+    if kind == "softmax":
+        local = functools.partial(_local_softmax, smoothing)
+    return Contrast(
+        *_sharded(functools.partial(_run, local, mesh), image, text, scale, bias, facts)
+    )
 
 
 def fingerprints(ids: jax.Array) -> jax.Array:
@@ -111,7 +119,13 @@ def _relations(own: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[jax.Ar
 
 
 def _dense(
-    kind: Kind, image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array, facts: Any
+    kind: Kind,
+    smoothing: float,
+    image: jax.Array,
+    text: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    facts: Any,
 ) -> Contrast:
     same, counts = _relations(facts, facts)
     logits = scale * _cosines(image, text) + bias
@@ -123,7 +137,14 @@ def _dense(
     else:
         masked = jnp.where(counts, logits, _LEAST)
         rows, columns = (jax.nn.logsumexp(masked, axis=axis) for axis in (1, 0))
-        loss = jnp.where(valid, (rows + columns) / 2 - own, 0).sum()
+        wanted = own
+        if smoothing:
+            means = [
+                jnp.where(counts, logits, 0).sum(axis) / jnp.maximum(counts.sum(axis), 1)
+                for axis in (1, 0)
+            ]
+            wanted = (1 - smoothing) * own + smoothing * sum(means) / 2
+        loss = jnp.where(valid, (rows + columns) / 2 - wanted, 0).sum()
     rivals = jnp.where(counts & ~same, logits, _LEAST)
     right = [(valid & (own >= rivals.max(axis))).sum(dtype=jnp.float32) for axis in (1, 0)]
     return Contrast(loss, *right)
@@ -149,12 +170,11 @@ def _sharded_backward(run: Callable, gradients: Any, cotangents: Any) -> tuple[A
 _sharded.defvjp(_sharded_forward, _sharded_backward)
 
 
-def _run(kind: Kind, mesh: Mesh, gradients: bool, *arguments: Any) -> tuple[Any, Any]:
+def _run(local: Callable, mesh: Mesh, gradients: bool, *arguments: Any) -> tuple[Any, Any]:
     """(values of `Contrast`, gradients by image, text, scale and bias or None), on all devices."""
     rows, whole = P(BATCH_AXES), P()
-    local = functools.partial(_LOCAL[kind], batch_shards(mesh), gradients)
     spread = jax.shard_map(
-        local,
+        functools.partial(local, batch_shards(mesh), gradients),
         mesh=mesh,
         in_specs=(rows, rows, whole, whole, rows),
         out_specs=((whole,) * 3, (rows, rows, whole, whole) if gradients else None),
@@ -220,6 +240,7 @@ def _local_sigmoid(
 
 
 def _local_softmax(
+    smoothing: float,
     size: int,
     gradients: bool,
     image: jax.Array,
@@ -247,15 +268,25 @@ def _local_softmax(
         state, visitors = dict(state), dict(visitors)
         _, logits, same, counts = scores(visitors)
         _note_rivals(state, visitors, logits, same, counts)
-        add(state, logits, 1)
-        add(visitors, logits, 0)
+        for side, axis in ((state, 1), (visitors, 0)):
+            add(side, logits, axis)
+            if smoothing:
+                side["total"] += jnp.where(counts, logits, 0).sum(axis)
+                side["count"] += counts.sum(axis)
         return state, visitors
 
     sums = {"rival": zeros + _LEAST, "best": zeros + _LEAST, "sum": zeros}
+    if smoothing:
+        sums |= {"total": zeros, "count": zeros}
     state, visitors = {"own": zeros, **sums}, {"text": text, "facts": facts, **sums}
     state, visitors = _around(size, first, state, visitors)
     rows, columns = (s["best"] + jnp.log(jnp.maximum(s["sum"], 1e-30)) for s in (state, visitors))
-    loss = jnp.where(facts["valid"], (rows + columns) / 2 - state["own"], 0).sum()
+    wanted = state["own"]
+    if smoothing:
+        of_rows, of_columns = (1 / jnp.maximum(s["count"], 1) for s in (state, visitors))
+        means = (state["total"] * of_rows + visitors["total"] * of_columns) / 2
+        wanted = (1 - smoothing) * wanted + smoothing * means
+    loss = jnp.where(facts["valid"], (rows + columns) / 2 - wanted, 0).sum()
     if not gradients:
         return _summary(loss, state, visitors, facts, gradients)
 
@@ -263,17 +294,20 @@ def _local_softmax(
         slopes, visitors = dict(slopes), dict(visitors)
         cosines, logits, same, counts = scores(visitors)
         shares = (jnp.exp(logits - rows[:, None]) + jnp.exp(logits - visitors["log_sum"])) / 2
-        found = jnp.where(counts, shares - same, 0)
+        goal = same
+        if smoothing:
+            alike = (of_rows[:, None] + visitors["share"]) / 2
+            goal = (1 - smoothing) * same + smoothing * alike
+        found = jnp.where(counts, shares - goal, 0)
         _note_slopes(slopes, visitors, image, scale, cosines, found)
         return slopes, visitors
 
     slopes, again = {}, {"text": text, "facts": facts, "log_sum": columns}
+    if smoothing:
+        again["share"] = of_columns
     _expect_slopes(slopes, again, image, text)
     slopes, again = _around(size, second, slopes, again)
     return _summary(loss, state | slopes, visitors | again, facts, gradients)
-
-
-_LOCAL = {"sigmoid": _local_sigmoid, "softmax": _local_softmax}
 
 
 def _note_rivals(

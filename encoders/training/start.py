@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from encoders import loading
+from encoders.checkpoints.formats.mapping import split_stats, with_stats
 from encoders.checkpoints.partial import load_partially
 from encoders.checkpoints.store import CheckpointStore
 from encoders.config import to_json
@@ -70,15 +71,24 @@ def _with_loaded_weights(experiment: Experiment, state: TrainState) -> TrainStat
     init = experiment.sections.init_from
     # An objective that trains a part of its encoder as a difference goes on with that difference.
     alone = type(experiment.objective).alone is Objective.alone
-    source = loading.read_params(init.path, alone=alone)
-    params, report = load_partially(to_host(state.params), source, load=init.load, fresh=init.fresh)
+    # Running statistics of batch norms go with the parameters that are beside them.
+    stats = {k: v for k, v in state.stats.get("stats", {}).items() if k == "encoder"}
+    here = with_stats(to_host(state.params), to_host(stats))
+    source = with_stats(
+        loading.read_params(init.path, alone=alone), loading.read_stats(init.path) if stats else {}
+    )
+    found, report = load_partially(here, source, load=init.load, fresh=init.fresh)
+    params, found_stats = split_stats(found)
     for line in report:
         log.info("init_from %s: %s", init.path, line)
     params = jax.tree.map(
         lambda new, old: _like(np.asarray(new, old.dtype), old), params, state.params
     )
     ema = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
-    return state.replace(params=params, ema=ema)
+    if stats:
+        stats = jax.tree.map(lambda new, old: _like(np.asarray(new), old), found_stats, stats)
+        stats = {**state.stats, "stats": {**state.stats["stats"], **stats}}
+    return state.replace(params=params, ema=ema, stats=stats or state.stats)
 
 
 def _like(array: np.ndarray, old: jax.Array) -> jax.Array:

@@ -66,12 +66,25 @@ def distinct(names: list[str]) -> list[str]:
     return list(found.values())
 
 
+# Convolutional networks, and images that leave something of them.
+CONVOLUTIONAL = {
+    "clip_resnet": (dict(width=4, blocks=(1, 1, 1, 1), head_dim=16, position_grid=None), 64),
+    "efficientnet": (dict(width_factor=0.1, depth_factor=0.3), 32),
+    "resnet": (dict(width=4, blocks=(1, 1, 1, 1)), 32),
+}
+
+
 def _shrink_pictures(config: ConfigDict) -> None:
-    patch = config.model.get("patch_size") or int(config.model.variant.split("/")[1])
-    size = (4 * patch, 4 * patch)
+    if config.model.name in CONVOLUTIONAL:
+        fields, side = CONVOLUTIONAL[config.model.name]
+        size = (side, side)
+    else:
+        fields = dict(width=32, depth=2, mlp_dim=64, num_heads=4)
+        patch = config.model.get("patch_size") or int(config.model.variant.split("/")[1])
+        size = (4 * patch, 4 * patch)
     channels = config.preprocessing.channels
     config.preprocessing.image_size = size
-    config.model.update(dict(width=32, depth=2, mlp_dim=64, num_heads=4))
+    config.model.update(fields)
     if "decoder" in config.objective:
         config.objective.decoder = dict(width=32, depth=1, num_heads=4)
     config.data.source = synthetic(size, channels)
@@ -83,15 +96,16 @@ def _shrink_pictures(config: ConfigDict) -> None:
 
 def _shrink_pairs(config: ConfigDict) -> None:
     """Bundled emoji with their names, whatever the corpus."""
-    config.preprocessing.image.image_size = (8, 8)
+    sizes = dict(width=16, depth=2, mlp_dim=32, num_heads=2)
+    image, side = CONVOLUTIONAL.get(config.model.image.name, (dict(sizes, patch_size=4), 8))
+    config.preprocessing.image.image_size = (side, side)
     config.preprocessing.text.vocabulary = None
     config.preprocessing.text.update(dict(tokenizer="sample:emoji/tokenizer.json", max_length=8))
     config.data.source = dict(name="sample", dataset="emoji", split="train")
     config.evaluators = {}
-    sizes = dict(width=16, depth=2, mlp_dim=32, num_heads=2)
-    config.model.image.update(dict(sizes, patch_size=4))
+    config.model.image.update(image)
     config.model.text.update(dict(sizes, max_length=8))
-    config.model.embedding_dim = 16
+    config.model.embedding_dim = 32 if config.model.image.name == "efficientnet" else 16
     if "decoder" in config.objective:
         config.objective.decoder.depth = 1
     config.hardware.micro_batches = min(config.hardware.get("micro_batches", 1), 2)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import strategies
 
 from encoders.config import build
-from encoders.data import SOURCES, Pipeline, TextPreprocessing
+from encoders.data import SOURCES, Pipeline, TextPreprocessing, tokenized_texts
 from encoders.data.packing import best_fit, cut
 from encoders.data.sources.base import CorruptExample
 from encoders.data.sources.mixture import Mixture
+from encoders.data.sources.sample import Sample
 from encoders.data.sources.sentence_pairs import SentencePairs, _shorten
 from encoders.data.sources.tokens import Tokens
 from encoders.data.token_store import TokenStore, unigram_entropy
@@ -241,7 +242,7 @@ def test_data_that_does_not_fit(prepared, preprocessing, tmp_path):
         tokens(prepared, preprocessing, length=33)
     assert tokens(prepared, preprocessing, length=16)[0]["ids"].shape == (16,)
     with pytest.raises(DataError, match="holds no tokens"):
-        Tokens(path="sample:banking77", preprocessing=preprocessing)
+        Tokens(path="sample:fashion_mnist", preprocessing=preprocessing)
     with pytest.raises(DataError, match="Did you mean 'train'"):
         tokens(prepared, preprocessing, split="trian")
     copy = tmp_path / "copy"
@@ -253,6 +254,31 @@ def test_data_that_does_not_fit(prepared, preprocessing, tmp_path):
     index.unlink()
     with pytest.raises(DataError, match=r"index .* is missing"):
         TokenStore(str(copy), "train")
+
+
+def test_a_small_data_set_of_texts_is_packed_without_being_prepared(monkeypatch):
+    preprocessing = TextPreprocessing(
+        tokenizer="sample:peps/tokenizer.json", max_length=64, token_types=False
+    )
+    source = Tokens(path="sample:banking77", split="test", preprocessing=preprocessing)
+    texts = Sample(dataset="banking77", split="test")
+    ids = [preprocessing.opened.ids(texts[i]["text"]) for i in range(40)]
+    row = source[0]
+    first = row["ids"][(row["segments"] == 1)][1:-1]
+    found = map(preprocessing.opened.ids, _all(texts))
+    assert any(np.array_equal(first, one[: len(first)]) for one in found)  # the longest is cut
+    np.testing.assert_array_equal(source.store.lengths[:40], [len(one) for one in ids])
+    assert len(source.store) == 3080
+    assert source.padding < 0.02
+    assert 3 < source.unigram_entropy < 7
+    assert "banking77" in source.describe(0)
+    monkeypatch.setattr(tokenized_texts, "_MOST", 3000)
+    with pytest.raises(DataError, match="too many to be tokenised at every start"):
+        Tokens(path="sample:banking77", split="test", preprocessing=preprocessing)
+
+
+def _all(texts):
+    return (texts[i]["text"] for i in range(len(texts)))
 
 
 def test_ids_beyond_the_vocabulary_are_corrupt(prepared, preprocessing):

@@ -27,25 +27,31 @@ def pairs():
     return image, text, jnp.float32(8), jnp.float32(-2), valid, caption
 
 
+def call(kind, mesh, *arguments):
+    if kind == "smoothed":
+        return contrast("softmax", *arguments, mesh, smoothing=0.1)
+    return contrast(kind, *arguments, mesh)
+
+
 def values(kind, mesh, image, text, scale, bias, valid, caption):
     """The loss, its gradients, and everything else that is known."""
 
     def loss(*arguments):
-        found = contrast(kind, *arguments, valid, caption, mesh)
+        found = call(kind, mesh, *arguments, valid, caption)
         return found.loss, found
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(image, text, scale, bias)
 
 
 @pytest.mark.parametrize("devices, block", [(1, ROWS * 4), (1, 1), (2, 12 * 3), (8, 2**24)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "smoothed"])
 def test_blocks_and_rings_give_the_formula(kind, devices, block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
     expected = jax.jit(functools.partial(values, kind, None))(*pairs())
     mesh = make_mesh(data=devices, fsdp=1, devices=jax.devices()[:devices])
     found = jax.jit(functools.partial(values, kind, mesh))(*pairs())
     chex.assert_trees_all_close(found, expected, atol=2e-5)
-    alone = jax.jit(functools.partial(contrast, kind, mesh=mesh))(*pairs())
+    alone = jax.jit(functools.partial(call, kind, mesh))(*pairs())
     chex.assert_trees_all_close(alone, expected[0][1], atol=2e-5)
 
 

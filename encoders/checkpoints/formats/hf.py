@@ -27,9 +27,11 @@ import numpy as np
 
 from encoders.checkpoints.formats import (
     files,
+    hf_align,
     hf_clip,
     hf_deberta,
     hf_modernbert,
+    hf_resnet,
     hf_siglip,
     hf_text,
     hf_xlnet,
@@ -65,8 +67,10 @@ from encoders.layers.position import sincos2d
 # Each has FAMILIES: model_type -> what has `defaults`, the config fields that a file may leave out;
 # MODELS: names in `encoders.models.MODELS` that it writes; and read and write, as `hf_text` has.
 _TEXT = (hf_text, hf_deberta, hf_modernbert, hf_xlnet)
-_TOWERS = (hf_clip, hf_siglip)  # of two towers: FAMILIES, read and write
+_TOWERS = (hf_align, hf_clip, hf_siglip)  # of two towers: FAMILIES, read and write
 _TEXT_READERS = {model_type: module for module in _TEXT for model_type in module.FAMILIES}
+_OTHERS = (hf_resnet,)  # image encoders that are no ViTs
+_OTHERS_READERS = {model_type: module for module in _OTHERS for model_type in module.FAMILIES}
 _TOWERS_READERS = {model_type: module for module in _TOWERS for model_type in module.FAMILIES}
 _TEXT_WRITERS = {name: module for module in _TEXT for name in module.MODELS}
 
@@ -83,7 +87,7 @@ def read(path: pathlib.Path) -> Imported:
     config = files.read_json(path / files.CONFIG)
     model_type = config.get("model_type")
     families = dict(FAMILIES)
-    for module in (*_TEXT, *_TOWERS):
+    for module in (*_TEXT, *_TOWERS, *_OTHERS):
         families |= module.FAMILIES
     if model_type not in families:
         raise CheckpointError(
@@ -97,6 +101,8 @@ def read(path: pathlib.Path) -> Imported:
         return with_tokenizer(_TEXT_READERS[model_type].read(path, config, where), path)
     if model_type in _TOWERS_READERS:
         return _TOWERS_READERS[model_type].read(path, config, where)
+    if model_type in _OTHERS_READERS:
+        return _OTHERS_READERS[model_type].read(path, config, where)
     model, image_size = _model_section(config, model_type, where)
     tensors = canonical(files.read_tensors(path), model_type, where)
     fields, grid = (
@@ -233,7 +239,12 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     """
     if exported.fields["name"] == "towers":
         module = hf_clip if exported.fields["text"].get("causal") else hf_siglip
+        if exported.fields["image"]["name"] == "efficientnet":
+            module = hf_align
         module.write(directory, exported)
+        return
+    if exported.fields["name"] == "resnet":
+        hf_resnet.write(directory, exported)
         return
     if exported.fields["name"] in _TEXT_WRITERS:
         _TEXT_WRITERS[exported.fields["name"]].write(directory, exported)

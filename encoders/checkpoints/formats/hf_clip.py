@@ -132,6 +132,7 @@ def imported(
     architecture: str,
     dropped: Mapping[str, str],
     reason: str | None,
+    stats: dict[str, Any] | None = None,
 ) -> Imported:
     """Two towers of transformers; `reason`: why there is no preprocessing."""
     metadata = {
@@ -141,7 +142,7 @@ def imported(
         "dropped": dropped,
         "no_preprocessing": reason,
     }
-    return Imported(model, tree, preprocessing, None, {}, metadata)
+    return Imported(model, tree, preprocessing, None, {}, metadata, stats or {})
 
 
 def part(

@@ -169,6 +169,8 @@ def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any], where: s
         value = config[field]
         if field in ("image_size", "patch_size") and isinstance(value, list):
             fine = len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)
+        elif isinstance(default, list):
+            fine = isinstance(value, list) and all(isinstance(n, int) and n >= 0 for n in value)
         elif isinstance(default, bool | str):
             fine = isinstance(value, type(default))
         elif isinstance(default, int) and field != "mlp_ratio":

@@ -57,7 +57,7 @@ _DEFAULTS = {
     "attention_probs_dropout_prob": 0.1,
 }
 # Options of ours that none of the families has.
-_PLAIN = {
+PLAIN = {
     "positions": "learned",
     "pre_norm": False,
     **dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias", "norm_bias"), True),
@@ -279,7 +279,7 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     prefix = rf"^{name}\."
     legacy = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
     tensors = rename(files.read_tensors(path), ((prefix, ""), *legacy), where)
-    model = {"name": name, **_model_section(family, config, where)}
+    model = {"name": name, **model_section(family, config, where)}
     row = hf_heads.find(_HEADS[name], tensors)
     if row is not None:
         tensors = row.completed(tensors)
@@ -289,7 +289,7 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     model |= config.get("encoders", {})  # what transformers has no word for; see `write`
     return hf_heads.imported(
         tensors,
-        _rules(name, model),
+        trunk_rules(name, model),
         row,
         model=model,
         config=config,
@@ -299,7 +299,8 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     )
 
 
-def _model_section(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def model_section(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of the model in ours."""
     section = {ours: config[theirs] for ours, theirs in family.fields.items()}
     section["mlp"] = activation(config, family.fields["mlp"], where)
     if family.pad_id:
@@ -331,7 +332,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
             raise CheckpointError(
                 f"format 'hf': {field}={fields[field]!r} cannot be expressed for {name}: {why}."
             )
-    for field, only in _PLAIN.items():
+    for field, only in PLAIN.items():
         if fields[field] != only:
             raise CheckpointError(
                 f"format 'hf': {field}={fields[field]!r} cannot be expressed for {name}: there it "
@@ -341,16 +342,11 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         raise CheckpointError(
             f"format 'hf': mlp={fields['mlp']!r} cannot be expressed for {name}: no MLP is gated."
         )
-    settings = {theirs: fields[ours] for ours, theirs in family.fields.items()}
-    settings[family.fields["mlp"]] = TEXT_ACTIVATIONS_OUT[fields["mlp"]]
-    settings["max_position_embeddings"] = _num_positions(fields)
-    if family.pad_id:
-        settings["pad_token_id"] = fields["pad_id"]
-    tensors = dump_tensors(exported.params, _rules(name, fields), f"Hugging Face {name}")
+    tensors = dump_tensors(exported.params, trunk_rules(name, fields), f"Hugging Face {name}")
     config = {
         "model_type": name,
         "architectures": [family.trunk],
-        **settings,
+        **settings(family, fields),
         "dtype": "float32",
         "encoders": {field: fields[field] for field in ("name", "pool")},
     }
@@ -361,12 +357,22 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     files.write_tensors(directory / files.WEIGHTS, tensors)
 
 
+def settings(family: Family, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder in their words."""
+    found = {theirs: fields[ours] for ours, theirs in family.fields.items()}
+    found[family.fields["mlp"]] = TEXT_ACTIVATIONS_OUT[fields["mlp"]]
+    found["max_position_embeddings"] = _num_positions(fields)
+    if family.pad_id:
+        found["pad_token_id"] = fields["pad_id"]
+    return found
+
+
 def _num_positions(fields: Mapping[str, Any]) -> int:
     pad_id = fields.get("pad_id")
     return fields["max_length"] + (0 if pad_id is None else pad_id + 1)
 
 
-def _rules(name: str, fields: Mapping[str, Any]) -> list[Rule]:
+def trunk_rules(name: str, fields: Mapping[str, Any]) -> list[Rule]:
     """Their encoder, without the prefix of models with a head, against ours."""
     family, width, hidden = FAMILIES[name], fields["width"], fields["mlp_dim"]
     embedding = fields.get("embedding_dim") or width

@@ -49,6 +49,7 @@ class Imported:
       objective_params: parameters of that, without the encoder's.
       metadata: what else is worth keeping, as JSON: 'format', 'architecture', 'class_names',
         'dropped' (tensors left out, each with the reason), 'no_preprocessing' (why it is None).
+      stats: running statistics of its batch norms, a tree like that of the parameters.
     """
 
     model: dict[str, Any]
@@ -57,6 +58,7 @@ class Imported:
     objective: dict[str, Any] | None
     objective_params: dict[str, Any]
     metadata: dict[str, Any]
+    stats: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Exported:
     Attributes:
       fields: every field of the model, sizes resolved (width, depth, mlp_dim, num_heads, ...), and
         its 'name'.
-      params: its parameter tree, unrolled (blocks_0, blocks_1, ...), numpy arrays.
+      params: its parameter tree, unrolled (blocks_0, blocks_1, ...), numpy arrays; among them the
+        running statistics of batch norms, see `with_stats`.
       image_size: (height, width) in pixels to write into the config; None for text.
       channels: of the images; None for text.
       preprocessing: fields of `Preprocessing`, or None.
@@ -147,6 +150,26 @@ def norm(theirs: str, ours: str, width: int, bias: bool = True) -> list[Rule]:
     rules = [vector(f"{theirs}.weight", f"{ours}/scale", (width,))]
     name = f"{theirs}.bias"
     return [*rules, vector(name, f"{ours}/bias", (width,)) if bias else zeros(name, (width,))]
+
+
+def batch_norm(theirs: str, ours: str, width: int) -> list[Rule]:
+    """Scale, bias and running statistics of a batch norm; see `split_stats`."""
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return [vector(f"{theirs}.{a}", f"{ours}/{b}", (width,)) for a, b in names.items()]
+
+
+def convolution(
+    theirs: str, ours: str, kernel: int, d_in: int, d_out: int, depthwise: bool = False
+) -> list[Rule]:
+    """weight [out, in, k, k] against kernel [k, k, in, out], without a bias."""
+    return [
+        Rule(
+            ((f"{theirs}.weight", (d_out, 1 if depthwise else d_in, kernel, kernel)),),
+            (f"{ours}/kernel",),
+            lambda x: (x.transpose(2, 3, 1, 0),),
+            lambda x: (x.transpose(3, 2, 0, 1),),
+        )
+    ]
 
 
 def zeros(theirs: str, shape: tuple[int, ...]) -> Rule:
@@ -336,6 +359,21 @@ def _float32(array: np.ndarray) -> np.ndarray:
 def _listed(names: Sequence[str], most: int = 20) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def split_stats(tree: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and running statistics, 'mean' and 'var', of a tree that has both."""
+    params: dict[str, Any] = {}
+    stats: dict[str, Any] = {}
+    for path, leaf in flatten(tree).items():
+        of_stats = path.rpartition("/")[2] in ("mean", "var")
+        (stats if of_stats else params)[path] = leaf
+    return unflatten(params), unflatten(stats)
+
+
+def with_stats(params: Tree, stats: Tree) -> dict[str, Any]:
+    """The inverse of `split_stats`."""
+    return unflatten({**flatten(params), **flatten(stats)})
 
 
 def rename(tensors: Tensors, renames: Sequence[tuple[str, str]], where: str) -> dict[str, Any]:

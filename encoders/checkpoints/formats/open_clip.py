@@ -1,12 +1,13 @@
 """open_clip's CLIP, SigLIP and CLIPA, in and out.
 
 A directory as open_clip saves it: open_clip_model.safetensors and open_clip_config.json, with
-'model_cfg' and 'preprocess_cfg', and the files of a tokenizer. Image towers are open_clip's own ViT
-or, on import, one of timm's. The activation is that of `quick_gelu` in model_cfg, which open_clip
-leaves out where it is GELU. The weights do not show it, and the wrong one costs points of accuracy
-without an error, so weights without a config are refused.
+'model_cfg' and 'preprocess_cfg', and the files of a tokenizer. Image towers are open_clip's own
+ViT, OpenAI's ResNets (`open_clip_resnet`) or, on import, one of timm's. The activation is that of
+`quick_gelu` in model_cfg, which open_clip leaves out where it is GELU. The weights do not show it,
+and the wrong one costs points of accuracy without an error, so weights without a config are
+refused.
 
-Refused as well: ResNets, CoCa, text towers of transformers, attention pooling other than timm's,
+Refused as well: CoCa, text towers of transformers, attention pooling other than timm's,
 and norms and scales inside attention. Left out on import, and listed in the metadata: the numbers
 of the config that OpenAI's own files hold beside the weights.
 """
@@ -17,7 +18,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from encoders.checkpoints.formats import files, timm
+from encoders.checkpoints.formats import files, open_clip_resnet, timm
 from encoders.checkpoints.formats.hf_tokenizer import read_text_preprocessing, write_tokenizer
 from encoders.checkpoints.formats.mapping import (
     Exported,
@@ -34,6 +35,7 @@ from encoders.checkpoints.formats.mapping import (
     patch_convolution,
     prefixed,
     reshaped,
+    split_stats,
     tokens_and_positions,
     vector,
 )
@@ -56,6 +58,7 @@ _PREPROCESS = {
 }
 _DROPPABLE = {
     r"input_resolution|context_length|vocab_size": "a number of the config, not a weight",
+    r".*\.num_batches_tracked": "how many batches a running statistic is of",
     r"(text\.)?attn_mask": "the mask of causal attention, not a weight",
 }
 
@@ -85,14 +88,21 @@ def read(path: pathlib.Path) -> Imported:
     model_cfg, image_cfg, text_cfg = sections(config, where)
     tensors, quick = files.read_tensors(path, WEIGHTS), model_cfg["quick_gelu"]
     image_size = pair(image_cfg["image_size"])
-    own = image_cfg["timm_model_name"] is None
-    if own:
+    trunk = image_cfg["timm_model_name"]
+    own = trunk is None
+    resnet = isinstance(image_cfg["layers"], list)
+    if resnet:
+        image, projection = open_clip_resnet.section(image_cfg, where), "linear_bias"
+        rules = open_clip_resnet.rules(image, model_cfg["embed_dim"])
+    elif own:
         image = _image_section(image_cfg, quick, where)
         rules = _image_rules(image, grid_of(image_size, image["patch_size"]))
         projection = "linear"
     else:
         image, rules, projection = _timm_tower(tensors, image_cfg, image_size, where)
-    if any(n % p for n, p in zip(image_size, pair(image["patch_size"]), strict=True)):
+    if not resnet and any(
+        n % p for n, p in zip(image_size, pair(image["patch_size"]), strict=True)
+    ):
         image["crop_rest"] = True
     text = _text_section(text_cfg, quick, where)
     model = {
@@ -109,17 +119,20 @@ def read(path: pathlib.Path) -> Imported:
     model = with_own_fields(model, config)
     prefix = "text." if any(name.startswith("text.") for name in tensors) else ""
     shape = (1,) if model_cfg["nonscalar_logit_scale"] else ()
-    rules = [*rules, *_text_rules(model, prefix), *_head_rules(model, shape, own)]
+    rules = [*rules, *_text_rules(model, prefix), *_number_rules(model, shape)]
+    if not resnet:
+        rules += _projection_rules(model, own)
     tree, dropped = load_tensors(tensors, rules, _DROPPABLE, where)
+    params, stats = split_stats(tree)
     preprocessing, reason = _preprocessing(path, config, image_size, text_cfg)
     metadata = {
         "format": "open_clip",
-        "architecture": image_cfg["timm_model_name"] or "VisionTransformer",
+        "architecture": "ModifiedResNet" if resnet else trunk or "VisionTransformer",
         "class_names": None,
         "dropped": dropped,
         "no_preprocessing": reason,
     }
-    return Imported(model, tree, preprocessing, None, {}, metadata)
+    return Imported(model, params, preprocessing, None, {}, metadata, stats)
 
 
 def _tower_fields(config: Mapping[str, Any], quick: bool, where: str) -> dict[str, Any]:
@@ -241,6 +254,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     """
     fields = exported.fields
     image, text = fields["image"], fields["text"]
+    resnet = image["name"] == "clip_resnet"
     only = {
         "image.class_token": True,
         "image.patch_bias": False,
@@ -248,14 +262,19 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "text.pool": "last",
         "image_projection": "linear",
     }
-    check_fields(fields, only, "format 'open_clip'")
+    if resnet:
+        only = {
+            "image.pool": "attention",
+            "text.pool": "last",
+            "image_projection": "linear_bias",
+        }
+    check_fields(fields, only, "format 'open_clip'", vit=not resnet)
     if exported.channels != 3:
         raise _refuse("image.channels", exported.channels, "images have three there")
-    quick = "quick_gelu" in (image["mlp"], text["mlp"])
-    if quick and image["mlp"] != text["mlp"]:
+    quick = text["mlp"] == "quick_gelu"
+    if not resnet and quick != (image["mlp"] == "quick_gelu"):
         raise _refuse("text.mlp", text["mlp"], "both towers have quick_gelu there, or none")
     dim, scale = fields["embedding_dim"], exported.params["logit_scale"]
-    [pool] = [name for name, ours in _POOLS.items() if ours == image["pool"]]
     whole = not text["causal"]
     if exported.preprocessing is not None:
         whole = exported.preprocessing["text"]["attend_padding"]
@@ -267,16 +286,7 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "init_logit_scale": fields["logit_scale"],
         "init_logit_bias": fields["logit_bias"],
         "nonscalar_logit_scale": False,
-        "vision_cfg": {
-            **_tower_config(image),
-            "head_width": image["width"] // image["num_heads"],
-            "image_size": list(exported.image_size),
-            "patch_size": list(pair(image["patch_size"])),
-            "no_ln_pre": not image["pre_norm"],
-            "final_ln_after_pool": image["norm_after_pool"],
-            "pool_type": pool,
-            "ls_init_value": image["layer_scale"],
-        },
+        "vision_cfg": open_clip_resnet.config_of(exported) if resnet else _vision_cfg(exported),
         "text_cfg": {
             **_tower_config(text),
             "heads": text["num_heads"],
@@ -288,12 +298,12 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
             "proj_bias": fields["text_projection"] == "linear_bias",
         },
     }
-    grid = grid_of(exported.image_size, image["patch_size"])
-    rules = [
-        *_image_rules(image, grid),
-        *_text_rules(fields, ""),
-        *_head_rules(fields, scale.shape),
-    ]
+    if resnet:
+        rules = open_clip_resnet.rules(image, dim)
+    else:
+        rules = _image_rules(image, grid_of(exported.image_size, image["patch_size"]))
+        rules += _projection_rules(fields)
+    rules += [*_text_rules(fields, ""), *_number_rules(fields, scale.shape)]
     tensors = dump_tensors(exported.params, rules, "open_clip")
     config = {
         "model_cfg": model_cfg,
@@ -304,6 +314,21 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     files.write_tensors(directory / WEIGHTS, tensors)
     if exported.preprocessing is not None:
         write_tokenizer(directory, exported.preprocessing["text"])
+
+
+def _vision_cfg(exported: Exported) -> dict[str, Any]:
+    image = exported.fields["image"]
+    [pool] = [name for name, ours in _POOLS.items() if ours == image["pool"]]
+    return {
+        **_tower_config(image),
+        "head_width": image["width"] // image["num_heads"],
+        "image_size": list(exported.image_size),
+        "patch_size": list(pair(image["patch_size"])),
+        "no_ln_pre": not image["pre_norm"],
+        "final_ln_after_pool": image["norm_after_pool"],
+        "pool_type": pool,
+        "ls_init_value": image["layer_scale"],
+    }
 
 
 def _refuse(field: str, value: Any, why: str) -> CheckpointError:
@@ -385,24 +410,21 @@ def _text_rules(model: Mapping[str, Any], prefix: str) -> list[Rule]:
     return [*prefixed(rules, prefix, "text/"), *prefixed(projection, prefix, "")]
 
 
-def _head_rules(model: Mapping[str, Any], shape: tuple[int, ...], own: bool = True) -> list[Rule]:
-    """The image's projection and the numbers of the logits.
+def _number_rules(model: Mapping[str, Any], shape: tuple[int, ...]) -> list[Rule]:
+    """The numbers of the logits, which are of that shape there."""
+    names = ["logit_scale"] + ["logit_bias"] * (model["logit_bias"] is not None)
+    return [vector(name, name, shape, ()) for name in names]
 
-    Args:
-      model: the model section.
-      shape: of those numbers there.
-      own: whether the image tower is open_clip's rather than timm's.
-    """
+
+def _projection_rules(model: Mapping[str, Any], own: bool = True) -> list[Rule]:
+    """The projection of a ViT's images; `own`: of open_clip's rather than timm's."""
     width, dim, projection = model["image"]["width"], model["embedding_dim"], "image_projection"
-    rules = [vector("logit_scale", "logit_scale", shape, ())]
-    if model["logit_bias"] is not None:
-        rules.append(vector("logit_bias", "logit_bias", shape, ()))
     if own:
-        return [*rules, vector("visual.proj", f"{projection}/kernel", (width, dim))]
-    if model[projection] != "none":
-        bias = model[projection] == "linear_bias"
-        rules += linear("visual.head.proj", projection, width, dim, bias)
-    return rules
+        return [vector("visual.proj", f"{projection}/kernel", (width, dim))]
+    if model[projection] == "none":
+        return []
+    bias = model[projection] == "linear_bias"
+    return linear("visual.head.proj", projection, width, dim, bias)
 
 
 def _blocks(fields: Mapping[str, Any]) -> list[Rule]:

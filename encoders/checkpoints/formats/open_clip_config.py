@@ -54,6 +54,14 @@ _IMAGE = {
     **dict.fromkeys(("attn_pooler_queries", "attn_pooler_heads", "pos_embed_type")),
 }
 _IMAGE_ONLY = {**_SHARED_ONLY, "attentional_pool": (False,), "pool_type": ("tok", "avg")}
+_RESNET = {
+    "layers": None,
+    "width": 64,
+    "head_width": 64,
+    "patch_size": None,
+    "image_size": 224,
+    "timm_model_name": None,
+}
 _TEXT = {
     **_SHARED,
     "width": 512,
@@ -146,12 +154,11 @@ def sections(
     if not isinstance(model_cfg["embed_dim"], int):
         raise CheckpointError(f"{where}: model_cfg has no embed_dim.")
     image = model_cfg["vision_cfg"]
-    if isinstance(image, Mapping) and isinstance(image.get("layers"), list):
-        raise CheckpointError(
-            f"{where}: vision_cfg.layers={image['layers']} is a ResNet's; ResNets of CLIP are not "
-            "supported, only ViTs."
-        )
-    image = _checked(image, _IMAGE, _IMAGE_ONLY, f"{where}, vision_cfg")
+    resnet = isinstance(image, Mapping) and isinstance(image.get("layers"), list)
+    fields = _RESNET if resnet else _IMAGE
+    image = _checked(image, fields, {} if resnet else _IMAGE_ONLY, f"{where}, vision_cfg")
+    if resnet and not all(isinstance(n, int) and n > 0 for n in image["layers"]):
+        raise CheckpointError(f"{where}: vision_cfg.layers={image['layers']} makes no sense.")
     text = _checked(model_cfg["text_cfg"], _TEXT, _TEXT_ONLY, f"{where}, text_cfg")
     if text["pool_type"] in ("argmax", "eos") and text["no_causal_mask"]:
         raise CheckpointError(

@@ -35,18 +35,21 @@ _PLAIN_TEXT = {
 }
 
 
-def check_fields(fields: Mapping[str, Any], only: Mapping[str, Any], format: str) -> None:
+def check_fields(
+    fields: Mapping[str, Any], only: Mapping[str, Any], format: str, vit: bool = True
+) -> None:
     """Whether a model of two towers can be expressed.
 
     Args:
       fields: of `Towers`, with those of the towers under 'image' and 'text'.
       only: 'image.pool' and the like -> the one value that the format has, or several in a list.
       format: named in errors.
+      vit: whether the image tower is one.
 
     Raises:
       CheckpointError: a field has another value.
     """
-    plain = {f"image.{field}": value for field, value in _PLAIN_IMAGE.items()}
+    plain = {f"image.{field}": value for field, value in _PLAIN_IMAGE.items() if vit}
     plain |= {f"text.{field}": value for field, value in _PLAIN_TEXT.items()}
     for path, value in {**plain, **only}.items():
         node: Any = fields
@@ -59,7 +62,7 @@ def check_fields(fields: Mapping[str, Any], only: Mapping[str, Any], format: str
                 f"{format}: model.{path}={node!r} cannot be expressed: there it is {there}."
             )
     for tower in ("image", "text"):
-        if fields[tower]["mlp"] in GATED:
+        if fields[tower].get("mlp") in GATED:
             raise CheckpointError(
                 f"{format}: model.{tower}.mlp={fields[tower]['mlp']!r} cannot be expressed: no MLP "
                 "is gated there."
@@ -74,7 +77,8 @@ def check_fields(fields: Mapping[str, Any], only: Mapping[str, Any], format: str
 
 def own_fields(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """What a format has no word for: fields of `Towers`, and how its image tower resizes."""
-    resize = {"position_resize": fields["image"]["position_resize"]}
+    names_of_image = [name for name in ("position_resize",) if name in fields["image"]]
+    resize = {name: fields["image"][name] for name in names_of_image}
     return {**resize, **{name: fields[name] for name in names}}
 
 

@@ -9,9 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from encoders.data.packing import best_fit, cut
+from encoders.data.paths import locate
 from encoders.data.permutation import permute
+from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.base import Source
 from encoders.data.token_store import TOKENIZER, TokenStore
+from encoders.data.tokenized_texts import TokenizedTexts
 from encoders.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -19,12 +22,15 @@ logger = logging.getLogger(__name__)
 _STREAM_KEY = 0x57_8EA  # the order in which documents are concatenated; fixed
 
 
-def open_store(path: str, split: str, preprocessing: Any) -> TokenStore:
+def open_store(path: str, split: str, preprocessing: Any) -> TokenStore | TokenizedTexts:
     """The documents of a split, whose tokenizer must be that of the preprocessing.
 
     Raises:
       DataError: it is another, or there are no such documents.
     """
+    records = ArrayRecord(path=str(locate(path)), split=split)
+    if "tokenizer" not in records.info:
+        return TokenizedTexts(records, preprocessing.opened, path)
     store = TokenStore(path, split)
     if store.tokenizer_hash != preprocessing.opened.hash:
         raise DataError(
@@ -38,6 +44,9 @@ def open_store(path: str, split: str, preprocessing: Any) -> TokenStore:
 class Tokens(Source):
     """Rows of T tokens from documents that `tools.prepare_data --from text` has tokenised.
 
+    Or from a small prepared data set of texts, such as 'sample:banking77', which are then tokenised
+    whenever it is opened.
+
     An example is {'ids', 'segments' [T] int32, 'word_start' [T] bool}. Segments number the texts of
     a row from 1, and padding is 0.
 
@@ -49,7 +58,7 @@ class Tokens(Source):
     A part (`start`, `stop`) is one of documents, so that no document is in two parts.
 
     Attributes:
-      path: the directory, or 'sample:peps'.
+      path: the directory, or 'sample:NAME'.
       split: which split of it.
       length: T; None is preprocessing.max_length.
       packing: how documents become rows.

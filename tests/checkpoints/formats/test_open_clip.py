@@ -163,7 +163,7 @@ def model(**fields):
 @pytest.mark.parametrize(
     "name, edit, message",
     [
-        ("open_clip", image(layers=[3, 4, 6, 3], patch_size=None), "ResNets of CLIP are not supp"),
+        ("open_clip", image(layers=[3, 4]), "vision_cfg.mlp_ratio is not supported"),
         ("open_clip", image(attentional_pool=True), "attentional_pool=True is not supported"),
         ("open_clip", image(pool_typ="avg"), "pool_typ is not supported. Did you mean 'pool_type'"),
         ("open_clip", image(qk_norm=True), "vision_cfg.qk_norm=True is not supported, only False"),

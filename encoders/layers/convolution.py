@@ -1,0 +1,129 @@
+"""Convolutions of images, and what convolutional encoders share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from encoders.errors import ConfigError
+from encoders.layers.initializers import Initializer
+from encoders.types import Encoded
+
+Padding = Literal["same", "alike", "late", "none"]
+# Keras and PyTorch draw from a normal of variance 2 / fan; of which fan, they differ.
+HE = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvSize:
+    """What others ask of a convolutional encoder: width of its vectors, number of its stages."""
+
+    width: int
+    depth: int
+
+
+class Conv(nn.Module):
+    """A convolution without bias, with kernel [k, k, C / groups, features], in the kernel's dtype.
+
+    Attributes:
+      features: channels of the output.
+      kernel: k, its side.
+      stride: of both axes.
+      padding: zeros around the image: 'same' as TensorFlow, so that the output has 1 / stride of
+        the size rounded up, the odd zero at the end; 'alike', k // 2 on every side, as PyTorch's
+        networks; 'late', as 'same' does where sizes are even, whatever they are; or 'none'.
+      depthwise: every channel has a kernel of its own and sees no other.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: Padding = "alike"
+    depthwise: bool = False
+    kernel_init: Initializer = HE
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [B, H, W, C] to [B, H', W', features]."""
+        groups = x.shape[-1] if self.depthwise else 1
+        shape = (self.kernel, self.kernel, x.shape[-1] // groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        half = self.kernel // 2
+        zeros = {
+            "same": "SAME",
+            "alike": [(half, half)] * 2,
+            "late": [(half - (self.stride > 1), half)] * 2,
+            "none": "VALID",
+        }
+        return jax.lax.conv_general_dilated(
+            x.astype(kernel.dtype),
+            kernel,
+            (self.stride, self.stride),
+            zeros[self.padding],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+
+def average_pool(x: jax.Array, side: int) -> jax.Array:
+    """Means of squares: [B, H, W, C] -> [B, H // side, W // side, C]; what fills none is cut."""
+    height, width = x.shape[1] // side, x.shape[2] // side
+    x = x[:, : height * side, : width * side]
+    parts = x.reshape(x.shape[0], height, side, width, side, x.shape[-1])
+    return parts.mean((2, 4), dtype=jnp.float32).astype(x.dtype)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Largest values of 3 x 3 pixels, every other one, as ResNets have it after the stem."""
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def mean_of(x: jax.Array) -> jax.Array:
+    """[B, h, w, C] -> [B, C]."""
+    return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
+
+
+def drop_branch(module: nn.Module, y: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Stochastic depth (arXiv 1603.09382): a branch [B, ...] is zero for some of the examples."""
+    if not train or not rate:
+        return y
+    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, (y.shape[0], 1, 1, 1))
+    return y * (kept / (1 - rate)).astype(y.dtype)
+
+
+def output_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """(height, width) after padding that keeps sizes: divided and rounded up."""
+    return tuple(-(-side // stride) for side in image_size)
+
+
+def encoded(
+    maps: Sequence[jax.Array], pooled: jax.Array | None, layers: Sequence[int], name: str
+) -> Encoded:
+    """What an encoder of feature maps returns.
+
+    Args:
+      maps: of every stage, [B, h, w, C].
+      pooled: [B, D], or None.
+      layers: stages that are asked for.
+      name: of the encoder, for errors.
+
+    Raises:
+      ConfigError: nothing is left of the image.
+    """
+    rows = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps]
+    if not rows[-1].shape[1]:
+        raise ConfigError(f"{name}: nothing is left of such small images.")
+    mask = jnp.ones(rows[-1].shape[:2], bool)
+    return Encoded(rows[-1], mask, pooled, {layer: rows[layer] for layer in layers})
+
+
+def convolution_flops(
+    size: tuple[int, int], kernel: int, channels: int, features: int, depthwise: bool = False
+) -> float:
+    """Forward FLOPs of a convolution whose output is of that (height, width)."""
+    return 2.0 * size[0] * size[1] * kernel**2 * (1 if depthwise else channels) * features
