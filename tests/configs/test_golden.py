@@ -11,8 +11,15 @@ from encoders.training.experiment import Experiment
 GOLDEN = shipped.ROOT / "tests/golden/configs"
 
 
+# Of Python 3.11's library: another Python has another number, and counting takes half a minute.
+DOCUMENTED_FUNCTIONS = 4_564
+
+
 def rendered(spec: str) -> str:
-    return describe(Experiment(shipped.load(spec)))
+    experiment = Experiment(shipped.load(spec))
+    if experiment.config["data"]["source"]["name"] == "python_code":
+        experiment.source = range(DOCUMENTED_FUNCTIONS)
+    return describe(experiment)
 
 
 def path_of(spec: str):
