@@ -25,8 +25,8 @@ _TPU_OVERLAP = (
 )
 
 
-# Their blocks differ, so nothing scans over them.
-CONVOLUTIONAL = ("clip_resnet", "efficientnet", "resnet")
+# Their blocks differ, so nothing scans over them, or they have none.
+WITHOUT_BLOCKS = ("clip_resnet", "efficientnet", "precomputed", "resnet")
 
 
 def mesh(**sizes: int) -> dict[str, int]:
@@ -53,7 +53,7 @@ def networks(config: ConfigDict) -> list[ConfigDict]:
     """Sections of the networks that have equal blocks: the model's, or those of its towers."""
     parts = [part for part in config.model.values() if isinstance(part, ConfigDict)]
     found = [part for part in parts if "name" in part] or [config.model]
-    return [part for part in found if part.name not in CONVOLUTIONAL]
+    return [part for part in found if part.name not in WITHOUT_BLOCKS]
 
 
 def in_networks(config: ConfigDict, **fields: object) -> ConfigDict:

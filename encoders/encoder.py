@@ -113,6 +113,11 @@ class Encoder:
 
     def _checked(self, images: Any) -> Any:
         images = images if isinstance(images, jax.Array) else np.asarray(images)
+        size = getattr(self.preprocessing, "vector_size", None)
+        if size is not None:
+            if images.shape[1:] != (size,):
+                raise DataError(f"images: expected vectors [B, {size}], got {images.shape}.")
+            return images
         if images.ndim == 3:
             raise DataError(
                 f"images: expected a batch [B, H, W, C], got one image {images.shape}; "

@@ -30,6 +30,8 @@ class Preprocessing:
         'squash') rather than covering it.
       max_patches, patch_size: of images at their own aspect ratio, which become patches, see
         `ToPatches`, rather than images of `image_size`; None for none.
+      vector_size: of images that are vectors, which another encoder has made of them; None for
+        images that are images.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -41,6 +43,7 @@ class Preprocessing:
     keep_aspect: bool = True
     max_patches: int | None = None
     patch_size: int | None = None
+    vector_size: int | None = None
 
     def __post_init__(self) -> None:
         if (self.max_patches is None) != (self.patch_size is None):
@@ -74,8 +77,10 @@ class Preprocessing:
     def eval_transforms(self) -> list[Callable]:
         """Decode, resize, central crop: file or array -> uint8 [height, width, channels].
 
-        Or patches, see `ToPatches`.
+        Or patches, see `ToPatches`. With vectors there is nothing to do.
         """
+        if self.vector_size is not None:
+            return []
         if self.max_patches is not None:
             cut = ToPatches(self.patch_size, self.max_patches, self.interpolation)
             return [Decode(channels=self.channels), cut]
@@ -92,7 +97,9 @@ class Preprocessing:
 
     def picture_transforms(self) -> list[Callable]:
         """What an image goes through to be looked at: it stays one where encoders get patches."""
-        return self.eval_transforms() if self.max_patches is None else [Decode(self.channels)]
+        if self.max_patches is None and self.vector_size is None:
+            return self.eval_transforms()
+        return [Decode(self.channels)]
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -127,6 +134,8 @@ class Preprocessing:
                 "image": np.zeros((rows, self.max_patches, pixels), np.uint8),
                 "shapes": np.ones((rows, 2), np.int32),
             }
+        if self.vector_size is not None:
+            images = {"image": np.zeros((rows, self.vector_size), np.float32)}
         return {
             **images,
             "label": np.zeros(rows, np.int32),

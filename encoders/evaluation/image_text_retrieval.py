@@ -137,7 +137,8 @@ class ImageTextRetrieval(PairEvaluator):
 
     def _image(self, row: int) -> np.ndarray:
         """uint8 [H, W, C] as the encoder sees it."""
-        example = {"image": self.test_source[row]["image"]}
+        source = getattr(self.test_source, "pictured", self.test_source)
+        example = {"image": source[row]["image"]}
         for transform in self.preprocessing.image.picture_transforms():
             example = transform(example, np.random.default_rng(0))
         return example["image"]

@@ -10,6 +10,7 @@ from encoders.models.efficientnet import EfficientNet
 from encoders.models.electra import ELECTRA
 from encoders.models.graphcodebert import GraphCodeBERT
 from encoders.models.modernbert import ModernBERT
+from encoders.models.precomputed import Precomputed
 from encoders.models.resnet import ResNet
 from encoders.models.roberta import RoBERTa
 from encoders.models.towers import Towers
@@ -28,6 +29,7 @@ MODELS = {
     "electra": ELECTRA,
     "graphcodebert": GraphCodeBERT,
     "modernbert": ModernBERT,
+    "precomputed": Precomputed,
     "resnet": ResNet,
     "roberta": RoBERTa,
     "towers": Towers,

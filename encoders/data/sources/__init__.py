@@ -2,6 +2,7 @@
 
 from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.base import CorruptExample, Source
+from encoders.data.sources.embedded import Embedded
 from encoders.data.sources.folder import Folder
 from encoders.data.sources.mixture import Mixture
 from encoders.data.sources.pairs import Pairs
@@ -17,6 +18,7 @@ from encoders.data.sources.tokens import Tokens
 
 SOURCES = {
     "array_record": ArrayRecord,
+    "embedded": Embedded,
     "folder": Folder,
     "mixture": Mixture,
     "pairs": Pairs,
