@@ -3,16 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from encoders.data.vocabulary import Vocabulary
 from encoders.models.electra import ELECTRA
-from encoders.parallel.mesh import to_device
-from encoders.parallel.sharding import named, parameter_specs
-from encoders.training.state import TrainState
-from encoders.training.step import make_step
+from tests.objectives.stepping import one_step
 
 VOCABULARY = Vocabulary(29, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4)
 ROWS, LENGTH = 8, 16
@@ -59,18 +54,5 @@ def parameters(module):
 
 def train(module, mesh, micro_batches=1):
     """Metrics and gradients of a step."""
-    params, optimizer = parameters(module), optax.sgd(1.0)
-    placed = jax.device_put(params, named(mesh, parameter_specs(params, mesh, min_size=1)))
-    state = TrainState(jnp.int32(3), placed, {}, optimizer.init(placed))
-    step = make_step(
-        module,
-        optimizer,
-        optax.constant_schedule(1.0),
-        seed=7,
-        normalize=lambda x: x,
-        mesh=mesh,
-        micro_batches=micro_batches,
-    )
-    state, metrics = jax.jit(step)(state, to_device(batch(), mesh))
-    grads = jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
+    metrics, grads = one_step(module, parameters(module), batch(), mesh, micro_batches)
     return {k: v for k, v in metrics.items() if isinstance(v, tuple)}, grads

@@ -15,11 +15,10 @@ from encoders.layers.pooling import unit
 from encoders.models import MODELS
 from encoders.models.bert import BERT
 from encoders.objectives import OBJECTIVES
-from encoders.parallel.mesh import make_mesh, to_device
-from encoders.parallel.sharding import named, parameter_specs
+from encoders.parallel.mesh import make_mesh
 from encoders.training.optimizers import AdamW
-from encoders.training.state import TrainState
-from encoders.training.step import cast_params, make_step
+from encoders.training.step import cast_params
+from tests.objectives.stepping import one_step
 
 ROWS, LENGTH = 16, 5
 SIZE = {"depth": 1, "mlp_dim": 20, "num_heads": 2}
@@ -149,22 +148,9 @@ def test_what_fits_is_counted():
 @functools.cache
 def run(name, sizes, micro_batches=1):
     """Loss and gradients of one training step."""
-    module, params, optimizer = CASES[name], initial(name), optax.sgd(1.0)
     devices = jax.devices()[: int(np.prod([size for _, size in sizes]))]
     mesh = make_mesh(**dict(sizes), devices=devices)
-    placed = jax.device_put(params, named(mesh, parameter_specs(params, mesh, min_size=1)))
-    state = TrainState(jnp.int32(3), placed, {}, optimizer.init(placed))
-    step = make_step(
-        module,
-        optimizer,
-        optax.constant_schedule(1.0),
-        seed=7,
-        normalize=lambda x: x,
-        mesh=mesh,
-        micro_batches=micro_batches,
-    )
-    state, metrics = jax.jit(step)(state, to_device(batch(), mesh))
-    grads = jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
+    metrics, grads = one_step(CASES[name], initial(name), batch(), mesh, micro_batches)
     return metrics["loss"][0] / metrics["loss"][1], grads, metrics
 
 

@@ -19,11 +19,9 @@ from encoders.objectives import OBJECTIVES
 from encoders.objectives.base import Objective
 from encoders.objectives.ranking import ranking_losses
 from encoders.objectives.sentence import contrast, cosent, pair_features, triplet_distances
-from encoders.parallel.mesh import make_mesh, to_device
-from encoders.parallel.sharding import named, parameter_specs
+from encoders.parallel.mesh import make_mesh
 from encoders.training.experiment import Experiment
-from encoders.training.state import TrainState
-from encoders.training.step import make_step
+from tests.objectives.stepping import one_step
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sentence.npz"
 TINY = {
@@ -151,21 +149,7 @@ def run(name, mesh):
 
 
 def run_module(module, name, mesh, micro_batches=1):
-    given = CASES[name][1]
-    params, optimizer = initial(name), optax.sgd(1.0)
-    placed = jax.device_put(params, named(mesh, parameter_specs(params, mesh, min_size=1)))
-    state = TrainState(jnp.int32(3), placed, {}, optimizer.init(placed))
-    step = make_step(
-        module,
-        optimizer,
-        optax.constant_schedule(1.0),
-        seed=7,
-        normalize=lambda x: x,
-        mesh=mesh,
-        micro_batches=micro_batches,
-    )
-    state, metrics = jax.jit(step)(state, to_device(given, mesh))
-    grads = jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
+    metrics, grads = one_step(module, initial(name), CASES[name][1], mesh, micro_batches)
     return metrics["loss"][0] / metrics["loss"][1], grads
 
 
