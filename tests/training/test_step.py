@@ -57,7 +57,8 @@ def batch():
 def initial(name):
     keys = {k: jax.random.key(i) for i, k in enumerate(("params", "corrupt", "dropout"))}
     images = PREPROCESSING.normalize(batch()["image"])
-    params = OBJECTIVES[name].init(keys, {**batch(), "image": images}, train=True)["params"]
+    init = jax.jit(functools.partial(OBJECTIVES[name].init, train=True))
+    params = init(keys, {**batch(), "image": images})["params"]
     # A fresh head is zero and has no gradient to give below it; random weights have.
     return jax.tree.map(
         lambda p: p + 0.02 * np.random.default_rng(p.size).standard_normal(p.shape, np.float32),
