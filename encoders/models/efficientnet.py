@@ -24,6 +24,7 @@ from encoders.layers.convolution import (
 )
 from encoders.layers.inverted_bottleneck import (
     HEAD,
+    SIZES,
     STAGES,
     STEM,
     InvertedBottleneck,
@@ -34,19 +35,6 @@ from encoders.layers.inverted_bottleneck import (
 from encoders.layers.norm import BatchNorm
 from encoders.layers.stack import resolve_layers
 from encoders.types import Encoded
-
-# Factors of width and depth, and the side of the images (section 5; L2: arXiv 1911.04252).
-SIZES = {
-    "B0": (1.0, 1.0, 224),
-    "B1": (1.0, 1.1, 240),
-    "B2": (1.1, 1.2, 260),
-    "B3": (1.2, 1.4, 300),
-    "B4": (1.4, 1.8, 380),
-    "B5": (1.6, 2.2, 456),
-    "B6": (1.8, 2.6, 528),
-    "B7": (2.0, 3.1, 600),
-    "L2": (4.3, 5.3, 800),
-}
 
 
 class EfficientNet(nn.Module):

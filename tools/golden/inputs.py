@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
 
@@ -16,3 +18,13 @@ def mask_noise(patches: int, batch: int = 2) -> np.ndarray:
     """Distinct numbers [B, N] in [0, 1) that say which patches are masked."""
     order = (np.arange(batch * patches) * 61 % 997).reshape(batch, patches)
     return order.astype(np.float32) / 997
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of a convolutional network under its name: too many of them to be stored."""
+    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+    if name.endswith("running_var"):
+        return 1 + np.abs(values)
+    if len(shape) > 1:
+        return values * np.float32(np.prod(shape[1:]) ** -0.5)
+    return 0.1 * values + np.float32(name.endswith("weight"))

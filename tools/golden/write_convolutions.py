@@ -240,8 +240,7 @@ def parameters() -> dict[str, int]:
 def main(names: Sequence[str]) -> None:
     """Writes the named cases anew, or all of them and the counts."""
     if not names:
-        shutil.rmtree(DIRECTORY, ignore_errors=True)
-        DIRECTORY.mkdir(parents=True)
+        DIRECTORY.mkdir(parents=True, exist_ok=True)
         (DIRECTORY / "parameters.json").write_text(json.dumps(parameters(), indent=2) + "\n")
     for name in names or MAKE:
         directory = DIRECTORY / name

@@ -26,6 +26,7 @@ from encoders.checkpoints.formats.mapping import (
     dump_tensors,
     linear,
     load_tensors,
+    pointwise,
     prefixed,
     split_stats,
 )
@@ -209,16 +210,3 @@ def _image_rules(image: Mapping[str, Any], channels: int) -> list[Rule]:
         rules += convolution(f"{name}_conv", f"{ours}/project", 1, inside, block.features)
         rules += batch_norm(f"{name}_bn", f"{ours}/project_norm", block.features)
     return rules
-
-
-def pointwise(theirs: str, ours: str, d_in: int, d_out: int) -> list[Rule]:
-    """A convolution of one pixel, [out, in, 1, 1], against a linear layer's kernel and bias."""
-    weight, bias = linear(theirs, ours, d_in, d_out)
-    [(name, shape)] = weight.theirs
-    kernel = Rule(
-        ((name, (*shape, 1, 1)),),
-        weight.ours,
-        lambda x: (x[:, :, 0, 0].T,),
-        lambda x: (x.T[:, :, None, None],),
-    )
-    return [kernel, bias]

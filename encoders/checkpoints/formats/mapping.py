@@ -172,6 +172,19 @@ def convolution(
     ]
 
 
+def pointwise(theirs: str, ours: str, d_in: int, d_out: int) -> list[Rule]:
+    """A convolution of one pixel, [out, in, 1, 1], against a linear layer's kernel and bias."""
+    weight, bias = linear(theirs, ours, d_in, d_out)
+    [(name, shape)] = weight.theirs
+    kernel = Rule(
+        ((name, (*shape, 1, 1)),),
+        weight.ours,
+        lambda x: (x[:, :, 0, 0].T,),
+        lambda x: (x.T[:, :, None, None],),
+    )
+    return [kernel, bias]
+
+
 def zeros(theirs: str, shape: tuple[int, ...]) -> Rule:
     """A tensor of theirs that our network does without; written as zeros."""
     return constant(theirs, np.zeros(shape, np.float32))

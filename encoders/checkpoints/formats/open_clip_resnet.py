@@ -16,6 +16,7 @@ from encoders.checkpoints.formats.mapping import (
     pair,
     prefixed,
 )
+from encoders.checkpoints.formats.timm_convolutions import residual_rules
 from encoders.errors import CheckpointError
 
 _GROWTH = 4
@@ -61,31 +62,11 @@ def rules(fields: Mapping[str, Any], dim: int) -> list[Rule]:
     for number, (a, b) in enumerate(((3, half), (half, half), (half, width)), start=1):
         found += convolution(f"conv{number}", f"stem{number}", 3, a, b)
         found += batch_norm(f"bn{number}", f"stem{number}_norm", b)
-    count, d_in = 0, width
-    for stage, blocks in enumerate(fields["blocks"]):
-        inside = width * 2**stage
-        out = inside * _GROWTH
-        for layer in range(blocks):
-            found += prefixed(
-                _block(d_in, inside, out), f"layer{stage + 1}.{layer}.", f"blocks_{count}/"
-            )
-            count, d_in = count + 1, out
+    found += residual_rules(width, fields["blocks"], _GROWTH)
+    d_in = width * _GROWTH * 2 ** (len(fields["blocks"]) - 1)
     found += prefixed(_pool(fields["position_grid"], d_in), "attnpool.", "pool_attention/")
     projection = linear("visual.attnpool.c_proj", "image_projection", d_in, dim)
     return [*prefixed(found, "visual.", "image/"), *projection]
-
-
-def _block(d_in: int, inside: int, out: int) -> list[Rule]:
-    found = []
-    for number, (kernel, a, b) in enumerate(
-        ((1, d_in, inside), (3, inside, inside), (1, inside, out)), start=1
-    ):
-        found += convolution(f"conv{number}", f"conv{number}", kernel, a, b)
-        found += batch_norm(f"bn{number}", f"norm{number}", b)
-    if d_in != out:
-        found += convolution("downsample.0", "shortcut", 1, d_in, out)
-        found += batch_norm("downsample.1", "shortcut_norm", out)
-    return found
 
 
 def _pool(grid: tuple[int, int], width: int) -> list[Rule]:

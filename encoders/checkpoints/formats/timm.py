@@ -1,5 +1,7 @@
 """timm's vision transformers, in and out: vit_*, deit_*, deit3_*, flexivit_* and eva_large_*.
 
+ResNets and EfficientNets, too, which `timm_convolutions` knows.
+
 A directory as timm saves it: model.safetensors, and config.json with 'architecture', 'model_args'
 and 'pretrained_cfg'. Widths, tokens, norms and biases are read off the tensors; what they do not
 show, such as the number of heads and the activation, belongs to the architecture's name.
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.checkpoints.formats import files
+from encoders.checkpoints.formats import files, timm_convolutions
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -30,6 +32,7 @@ from encoders.checkpoints.formats.mapping import (
     load_tensors,
     pair,
     rename,
+    split_stats,
 )
 from encoders.checkpoints.formats.timm_rules import NUM_HEADS, fields_of_architecture, trunk_rules
 from encoders.errors import CheckpointError, nearest
@@ -78,19 +81,32 @@ def read(path: pathlib.Path) -> Imported:
     pretrained = config.get("pretrained_cfg", config)
     name = config["architecture"].partition(".")[0]
     where = f"{path} ({name})"
-    _check_name(name, where)
     arguments = config.get("model_args") or {}
-    _check_arguments(arguments, where)
     tensors = rename(files.read_tensors(path), _RENAMES, where)
     image = arguments.get("img_size") or pretrained.get("input_size", (3, 224, 224))[1:]
-    model, rules, channels = trunk(tensors, name, arguments, config, pair(image), where)
-    head_rules, objective, droppable = [], None, {}
-    if "dist_token" in tensors:
-        droppable = _DROPPABLE
-    elif "head.weight" in tensors:
-        classes = int(tensors["head.weight"].shape[0])
+    if name in timm_convolutions.NAMES:
+        network = timm_convolutions.network(
+            name,
+            arguments,
+            tensors,
+            arguments.get("in_chans", 3),
+            config.get("encoders", {}),
+            where,
+        )
+        model, rules, channels, _, classifier, width = network
+        droppable = timm_convolutions.DROPPABLE
+    else:
+        _check_name(name, where)
+        _check_arguments(arguments, where)
+        model, rules, channels = trunk(tensors, name, arguments, config, pair(image), where)
+        classifier, width = "head", model["width"]
+        droppable = _DROPPABLE if "dist_token" in tensors else {}
+    head_rules, objective = [], None
+    if f"{classifier}.weight" in tensors and "dist_token" not in tensors:
+        classes = int(tensors[f"{classifier}.weight"].shape[0])
         objective = {"name": "classification", "num_classes": classes}
-        head_rules = linear("head", "head", model["width"], classes)
+        # Beside the network, one of whose parts may be called 'head' as well.
+        head_rules = linear(classifier, "classifier", width, classes)
     tree, dropped = load_tensors(tensors, [*rules, *head_rules], droppable, where)
     metadata = {
         "format": "timm",
@@ -99,9 +115,10 @@ def read(path: pathlib.Path) -> Imported:
         "dropped": dropped,
         "no_preprocessing": None,
     }
-    heads = {"head": tree.pop("head")} if objective else {}
+    heads = {"head": tree.pop("classifier")} if objective else {}
+    params, stats = split_stats(tree)
     preprocessing, metadata["no_preprocessing"] = _preprocessing(pretrained, channels, pair(image))
-    return Imported(model, tree, preprocessing, objective, heads, metadata)
+    return Imported(model, params, preprocessing, objective, heads, metadata, stats)
 
 
 def trunk(
@@ -140,7 +157,8 @@ def trunk(
 def _check_name(name: str, where: str) -> None:
     if fields_of_architecture(name) is None:
         raise CheckpointError(
-            f"{where}: architecture '{name}' is not supported; supported are ViTs with names like "
+            f"{where}: architecture '{name}' is not supported; supported are resnet50, "
+            "efficientnet_b0, tf_efficientnet_b0 and their sizes, and ViTs with names like "
             "vit_base_patch16_224, vit_small_patch14_reg4_dinov2, vit_base_patch16_siglip_224, "
             "vit_medium_patch16_reg4_gap_256, deit_..., deit3_... and flexivit_..., in the sizes "
             f"{', '.join(NUM_HEADS)}."
@@ -277,6 +295,12 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
       CheckpointError: something that timm's ViT does not have, named by its field.
     """
     fields, image = exported.fields, exported.image_size
+    _check_objective(exported)
+    if fields["name"] in ("resnet", "efficientnet"):
+        _write_convolutions(directory, exported)
+        return
+    if fields["name"] != "vit":
+        raise _refuse("model.name", fields["name"], "it has no such network")
     _check_fields(exported)
     patch, hidden = pair(fields["patch_size"]), fields["mlp_dim"]
     grid = grid_of(image, patch)
@@ -286,9 +310,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         params["positions"] = sincos2d(grid, fields["width"], fields["sincos"])
     elif fields["positions"] == "none":
         params["positions"] = np.zeros((*grid, fields["width"]), np.float32)
-    classes = 0
-    if exported.objective is not None:
-        classes = exported.objective["num_classes"]
+    classes = _classes(exported)
+    if classes:
         rules += linear("head", "head", fields["width"], classes)
         params |= exported.objective_params
     gated = fields["mlp"] == "swiglu"
@@ -330,8 +353,39 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     files.write_tensors(directory / files.WEIGHTS, tensors)
 
 
+def _write_convolutions(directory: pathlib.Path, exported: Exported) -> None:
+    name, arguments, own, network = timm_convolutions.described(exported)
+    classes, rules, params = _classes(exported), network.rules, exported.params
+    tensors = dump_tensors(params, rules, f"timm {name}")
+    if classes:
+        head = linear(network.classifier, "head", network.width, classes)
+        tensors |= dump_tensors(exported.objective_params, head, f"timm {name}")
+    config = {
+        "architecture": name,
+        "num_classes": classes,
+        "num_features": network.width,
+        "global_pool": arguments["global_pool"],
+        "model_args": {**arguments, "num_classes": classes},
+        "pretrained_cfg": {
+            **_pretrained_cfg(exported, classes),
+            "fixed_input_size": False,
+            "first_conv": network.first_conv,
+            "classifier": network.classifier,
+        },
+        "encoders": own,
+    }
+    if classes and exported.class_names:
+        config["label_names"] = list(exported.class_names)
+    files.write_json(directory / files.CONFIG, config)
+    files.write_tensors(directory / files.WEIGHTS, tensors)
+
+
+def _classes(exported: Exported) -> int:
+    return 0 if exported.objective is None else exported.objective["num_classes"]
+
+
 def _check_fields(exported: Exported) -> None:
-    fields, objective = exported.fields, exported.objective
+    fields = exported.fields
     for field, allowed, why in (
         ("positions", ("learned", "sincos2d", "none"), "its rotary ViTs are another class"),
         ("parallel", (False,), "its parallel blocks are laid out otherwise"),
@@ -345,6 +399,10 @@ def _check_fields(exported: Exported) -> None:
         raise _refuse("pool", "map", "attention pooling beside a gated MLP uses another activation")
     if fields["layer_scale"] == 0:
         raise _refuse("layer_scale", 0.0, "zero means none there")
+
+
+def _check_objective(exported: Exported) -> None:
+    objective = exported.objective
     if objective is None:
         return
     if objective["name"] != "classification" or "distillation_head" in exported.objective_params:
