@@ -14,7 +14,7 @@ import encoders
 from encoders.config import build
 from encoders.data import ImageTextPreprocessing, Preprocessing, TextPreprocessing
 from encoders.models import MODELS
-from tools.golden import write_pairs
+from tools.golden import pair_models, write_pairs
 from tools.golden.inputs import picture
 
 pytestmark = pytest.mark.parity
@@ -87,7 +87,7 @@ def reference(directory, pixels, ids, mask, shapes=None):
     pixels = torch.from_numpy(np.ascontiguousarray(pixels))
     ids = torch.from_numpy(np.asarray(ids)).long()
     if (directory / "open_clip_config.json").is_file():
-        package, _ = write_pairs.open_clip()
+        package, _ = pair_models.open_clip()
         config = json.loads((directory / "open_clip_config.json").read_text())["model_cfg"]
         custom = config.pop("custom_text", False)
         model = package.CustomTextCLIP(**config) if custom else package.CLIP(**config)

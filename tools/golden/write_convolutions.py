@@ -24,7 +24,8 @@ import torch
 import transformers
 
 from tools.golden.inputs import picture
-from tools.golden.write_pairs import BATCH, LENGTH, VOCABULARY, captions, open_clip
+from tools.golden.pair_models import BATCH, LENGTH, VOCABULARY, open_clip
+from tools.golden.write_pairs import captions
 
 DIRECTORY = pathlib.Path(__file__).parents[2] / "tests" / "golden" / "convolutions"
 # case -> (height, width): odd where the network takes any size, a square for positions.

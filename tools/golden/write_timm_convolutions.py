@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from tools.golden.inputs import picture, weight
+from tools.golden.pair_models import open_clip
 from tools.golden.write_convolutions import DIRECTORY
-from tools.golden.write_pairs import open_clip
 
 SIZE, CLASSES = (65, 47), 5
 CASES = {
