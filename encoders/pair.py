@@ -13,7 +13,7 @@ import numpy as np
 
 from encoders.data.image_text import ImageTextPreprocessing
 from encoders.encoder import Encoder, TextEncoder, checked_texts, ids_below, same_shape
-from encoders.errors import ConfigError, DataError
+from encoders.errors import ConfigError, DataError, nearest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +103,28 @@ class PairEncoder(Encoder):
             found.append(self._texts(self.variables, *given)[:rows])
         return np.concatenate([np.asarray(part) for part in found])
 
+    def embed(self, name: str, arrays: Any) -> np.ndarray:
+        """Vectors of length 1 for what an `ImageBind` has other towers of.
+
+        Args:
+          name: 'audio' or 'depth'.
+          arrays: [B, H, W, 1] float, normalised as the transform 'arrays' does it.
+
+        Returns:
+          [B, E] float32.
+
+        Raises:
+          ConfigError: there is no such tower.
+          DataError: these are no such arrays.
+        """
+        names = getattr(self.module, "names", ())
+        if name not in names[2:]:
+            raise ConfigError(f"model: there is no tower '{name}'.{nearest(name, names)}")
+        arrays = np.asarray(arrays, np.float32)
+        if arrays.ndim != 4:
+            raise DataError(f"{name}: expected a batch [B, H, W, C], got {arrays.shape}.")
+        return np.asarray(self._arrays(self.variables, arrays, name))
+
     def similarity(self, images: Any, texts: Any) -> np.ndarray:
         """How well each image fits each text.
 
@@ -151,6 +173,13 @@ class PairEncoder(Encoder):
             return self.module.apply(variables, images, **given, method="embed_image")
 
         return jax.jit(apply)
+
+    @functools.cached_property
+    def _arrays(self) -> Any:
+        def apply(variables: Mapping[str, Any], arrays: jax.Array, name: str) -> jax.Array:
+            return self.module.apply(variables, name, arrays, method="embed")
+
+        return jax.jit(apply, static_argnames="name")
 
     @functools.cached_property
     def _texts(self) -> Any:

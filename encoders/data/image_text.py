@@ -10,6 +10,32 @@ import numpy as np
 
 from encoders.data.preprocessing import Preprocessing
 from encoders.data.text import TextPreprocessing
+from encoders.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayPreprocessing:
+    """Form of what is neither an image nor a text: a spectrogram, or a map of depths.
+
+    Attributes:
+      shape: (height, width, channels).
+      mean, std: what is subtracted, and then divided by.
+    """
+
+    shape: tuple[int, int, int]
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1 or self.std <= 0:
+            raise ConfigError(
+                f"preprocessing: expected a shape of three numbers from 1 and a positive std, got "
+                f"{self.shape} and {self.std}."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {"shape": list(self.shape), "mean": self.mean, "std": self.std}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +45,20 @@ class ImageTextPreprocessing:
     Attributes:
       text: tokenizer, length and form of texts.
       image: size and normalisation of images.
+      audio, depth: form of what else an example may have; None where it has none. An example may
+        then lack everything but its image, see the transform 'arrays'.
     """
 
     text: TextPreprocessing
     image: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    audio: ArrayPreprocessing | None = None
+    depth: ArrayPreprocessing | None = None
+
+    @property
+    def arrays(self) -> dict[str, ArrayPreprocessing]:
+        """Those of 'audio' and 'depth' that there are."""
+        both = {"audio": self.audio, "depth": self.depth}
+        return {name: form for name, form in both.items() if form is not None}
 
     def eval_transforms(self) -> list[Callable]:
         """{'image', 'text'} -> uint8 [height, width, channels], and what texts become."""
@@ -36,12 +72,14 @@ class ImageTextPreprocessing:
     @property
     def for_objectives(self) -> dict[str, Any]:
         """What objectives may ask for by a parameter of that name."""
-        return {**self.image.for_objectives, **self.text.for_objectives}
+        more = {"arrays": self.arrays} if self.arrays else {}
+        return {**self.image.for_objectives, **self.text.for_objectives, **more}
 
     @property
     def for_transforms(self) -> dict[str, Any]:
         """What transforms may ask for by a parameter of that name."""
-        return {**self.image.for_transforms, **self.text.for_transforms}
+        more = {"arrays": self.arrays} if self.arrays else {}
+        return {**self.image.for_transforms, **self.text.for_transforms, **more}
 
     @property
     def for_sources(self) -> dict[str, Any]:
@@ -52,6 +90,10 @@ class ImageTextPreprocessing:
         """A batch of zeros with the shapes and types that training will see."""
         batch = {**self.image.example_batch(rows), **self.text.example_batch(rows)}
         del batch["label"]
+        for name, form in self.arrays.items():
+            batch[name] = np.zeros((rows, *form.shape), np.float32)
+        for name in ("text", *self.arrays) if self.arrays else ():
+            batch[f"has_{name}"] = np.ones(rows, bool)
         return batch
 
     def encoder_inputs(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -71,4 +113,5 @@ class ImageTextPreprocessing:
         parts = {"image": self.image.to_json(), "text": self.text.to_json()}
         for part in parts.values():
             del part["name"]
-        return {"name": "image_text", **parts}
+        arrays = {name: form.to_json() for name, form in self.arrays.items()}
+        return {"name": "image_text", **parts, **arrays}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 
 from encoders.errors import ConfigError
 
@@ -30,6 +31,41 @@ def patchify(images: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
     (gh, gw), (ph, pw) = patch_grid((height, width), patch_size), patch_size
     x = images.reshape(batch, gh, ph, gw, pw, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, gh * gw, ph * pw * channels)
+
+
+def strided_patches(
+    images: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]
+) -> jax.Array:
+    """As `patchify`, of patches that begin every `stride` pixels and may overlap.
+
+    What is left at the right and at the bottom is in none, as in strided convolutions.
+    """
+    rows, columns = (
+        np.arange(count)[:, None] * step + np.arange(side)
+        for count, step, side in zip(
+            strided_grid(images.shape[1:3], patch_size, stride), stride, patch_size, strict=True
+        )
+    )
+    x = images[:, rows][:, :, :, columns]  # [B, gh, ph, gw, pw, C]
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1)
+
+
+def strided_grid(
+    image_size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int]
+) -> tuple[int, int]:
+    """(rows, columns) of such patches.
+
+    Raises:
+      ConfigError: there are none.
+    """
+    grid = tuple(
+        (side - patch) // step + 1
+        for side, patch, step in zip(image_size, patch_size, stride, strict=True)
+    )
+    if min(grid) < 1:
+        raise ConfigError(f"model.patch_size: no patch of {patch_size} in images of {image_size}.")
+    return grid
 
 
 def unpatchify(patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int, int]) -> jax.Array:

@@ -9,6 +9,7 @@ from encoders.models.distilbert import DistilBERT
 from encoders.models.efficientnet import EfficientNet
 from encoders.models.electra import ELECTRA
 from encoders.models.graphcodebert import GraphCodeBERT
+from encoders.models.imagebind import ImageBind
 from encoders.models.modernbert import ModernBERT
 from encoders.models.precomputed import Precomputed
 from encoders.models.resnet import ResNet
@@ -28,6 +29,7 @@ MODELS = {
     "efficientnet": EfficientNet,
     "electra": ELECTRA,
     "graphcodebert": GraphCodeBERT,
+    "imagebind": ImageBind,
     "modernbert": ModernBERT,
     "precomputed": Precomputed,
     "resnet": ResNet,

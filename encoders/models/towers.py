@@ -53,6 +53,11 @@ class Towers(nn.Module):
     modality = "image_text"
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What there are towers of."""
+        return TOWERS
+
+    @property
     def dim(self) -> int:
         """E, the size of the shared space.
 
@@ -60,7 +65,7 @@ class Towers(nn.Module):
           ConfigError: the towers give vectors of different size.
         """
         sizes = {}
-        for name in TOWERS:
+        for name in self.names:
             projection = getattr(self, f"{name}_projection")
             if projection != "none" and self.embedding_dim is None:
                 raise ConfigError(
@@ -69,11 +74,12 @@ class Towers(nn.Module):
                 )
             width = getattr(self, name).size.width
             sizes[name] = width if projection == "none" else self.embedding_dim
-        if sizes["image"] != sizes["text"] or self.embedding_dim not in (None, sizes["image"]):
+        if len({*sizes.values()}) > 1 or self.embedding_dim not in (None, sizes["image"]):
+            found = " and ".join(f"{size} for {name}" for name, size in sizes.items())
             raise ConfigError(
-                f"model.embedding_dim: images become vectors of {sizes['image']} and texts of "
-                f"{sizes['text']}, where {self.embedding_dim or 'one size'} is expected; project "
-                "them with image_projection and text_projection."
+                f"model.embedding_dim: the towers give vectors of {found}, where "
+                f"{self.embedding_dim or 'one size'} is expected; project them with "
+                "image_projection and the like."
             )
         return sizes["image"]
 
@@ -90,8 +96,9 @@ class Towers(nn.Module):
           ConfigError: a locked tower is none.
         """
         for name in self.locked:
-            if name not in TOWERS:
-                raise ConfigError(f"model.locked: unknown tower '{name}'.{nearest(name, TOWERS)}")
+            if name not in self.names:
+                hint = nearest(name, self.names)
+                raise ConfigError(f"model.locked: unknown tower '{name}'.{hint}")
         return tuple(f"{name}/.*" for name in self.locked)
 
     def setup(self) -> None:
@@ -105,7 +112,7 @@ class Towers(nn.Module):
                 "the most that logits may be scaled by."
             )
         heads = {}
-        for name in TOWERS:
+        for name in self.names:
             projection = getattr(self, f"{name}_projection")
             if projection != "none":
                 use_bias = projection == "linear_bias"
@@ -175,7 +182,11 @@ class Towers(nn.Module):
     def encode(
         self, name: str, inputs: jax.Array, *, train: bool = False, **given: Any
     ) -> tuple[Encoded, jax.Array]:
-        """What a tower, 'image' or 'text', makes of its inputs, and their embeddings [B, E]."""
+        """What a tower, 'image' or 'text', makes of its inputs, and their embeddings [B, E].
+
+        Raises:
+          ConfigError: the tower does not pool, or the towers' vectors differ in size.
+        """
         _ = self.dim
         locked = name in self.locked
         encoded = getattr(self, name)(inputs, train=train and not locked, **given)

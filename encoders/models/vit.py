@@ -18,7 +18,7 @@ from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
 from encoders.layers.naflex import layout, of_each
 from encoders.layers.norm import LayerNorm
-from encoders.layers.patch import patch_grid, patchify
+from encoders.layers.patch import patch_grid, patchify, strided_grid, strided_patches
 from encoders.layers.pooling import AttentionPool, attention_pool_flops, masked_mean
 from encoders.layers.position import (
     Resize,
@@ -77,6 +77,8 @@ class ViT(nn.Module):
       variant: size and patch, 'B/16'; or the size alone, 'B', with `patch_size` given.
       width, depth, mlp_dim, num_heads: override the variant's.
       patch_size: pixels, (height, width) or one number for both; overrides the variant's.
+      patch_stride: pixels from one patch to the next, in both directions; None for the patch's own
+        size. Of spectrograms patches overlap (AST, arXiv 2104.01778).
       positions: 'learned' (kept as a grid, resized to other image sizes as timm does), 'sincos2d'
         (fixed), 'rotary2d' (turns queries and keys of the patches), or 'none'.
       sincos: convention of sincos2d, 'mae' or 'big_vision' (see `encoders.layers.position`).
@@ -108,6 +110,7 @@ class ViT(nn.Module):
     mlp_dim: int | None = None
     num_heads: int | None = None
     patch_size: int | tuple[int, int] | None = None
+    patch_stride: int | None = None
     positions: Literal["learned", "sincos2d", "rotary2d", "none"] = "learned"
     sincos: Literal["mae", "big_vision"] = "mae"
     rotary: Rotary = Rotary()
@@ -178,6 +181,8 @@ class ViT(nn.Module):
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches in an image of (height, width) pixels."""
+        if self.patch_stride is not None:
+            return strided_grid(image_size, self.patch, (self.patch_stride,) * 2)
         return patch_grid(self._tiled(image_size), self.patch)
 
     def _tiled(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -263,7 +268,10 @@ class ViT(nn.Module):
         else:
             grid = self.grid(images.shape[1:3])
             height, width = self._tiled(images.shape[1:3])
-            patches = patchify(images[:, :height, :width], self.patch)
+            if self.patch_stride is not None:
+                patches = strided_patches(images, self.patch, (self.patch_stride,) * 2)
+            else:
+                patches = patchify(images[:, :height, :width], self.patch)
         batch, count = patches.shape[:2]
         if train and self.token_drop and keep is None:
             noise = jax.random.uniform(self.make_rng("dropout"), (batch, count))

@@ -1,5 +1,6 @@
 """What encoders are trained on, one file per idea; a config picks one by `objective.name`."""
 
+from encoders.objectives.bind import BindContrast
 from encoders.objectives.captioning import ContrastCaption
 from encoders.objectives.classification import Classification
 from encoders.objectives.data_flow import DataFlowLanguage
@@ -18,6 +19,7 @@ from encoders.objectives.sentence import (
 )
 
 OBJECTIVES = {
+    "bind": BindContrast,
     "classification": Classification,
     "contrast_caption": ContrastCaption,
     "data_flow": DataFlowLanguage,

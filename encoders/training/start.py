@@ -43,7 +43,7 @@ _FREE_TO_CHANGE = (
     "data.prefetch",
     *(
         f"model.{network}{field}"
-        for network in ("", "image.", "text.")
+        for network in ("", "image.", "text.", "audio.", "depth.")
         for field in ("remat", "attention_kernel")
     ),
 )

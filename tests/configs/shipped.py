@@ -105,6 +105,11 @@ def _shrink_pairs(config: ConfigDict) -> None:
     config.evaluators = {}
     config.model.image.update(image)
     config.model.text.update(dict(sizes, max_length=8))
+    for name in {"audio", "depth"} & set(config.model):
+        config.model[name].update(dict(sizes, patch_size=4))
+        if "patch_stride" in config.model[name]:
+            config.model[name].patch_stride = 3
+        config.preprocessing[name].shape = (8, 8, 1)
     config.model.embedding_dim = 32 if config.model.image.name == "efficientnet" else 16
     if "decoder" in config.objective:
         config.objective.decoder.depth = 1

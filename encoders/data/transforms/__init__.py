@@ -3,6 +3,7 @@
 Those of images take and give pixels as uint8 [H, W, C]; the first may find an encoded file instead.
 """
 
+from encoders.data.transforms.arrays import Arrays
 from encoders.data.transforms.code import Bimodal, DataFlow, PrefixMode
 from encoders.data.transforms.color import ColorJitter, RandomGrayscale
 from encoders.data.transforms.erasing import RandomErasing
@@ -33,6 +34,7 @@ TRANSFORMS = {
     "random_grayscale": RandomGrayscale,
     "random_erasing": RandomErasing,
     "to_patches": ToPatches,
+    "arrays": Arrays,
     "tokenize": Tokenize,
     "bimodal": Bimodal,
     "data_flow": DataFlow,
