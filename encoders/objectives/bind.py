@@ -17,7 +17,7 @@ from encoders.errors import ConfigError
 from encoders.models.imagebind import ImageBind
 from encoders.objectives.base import Batch, valid_weights
 from encoders.objectives.image_text import ImageTextObjective
-from encoders.parallel.contrast import contrast
+from encoders.parallel.contrast import contrast, fingerprints
 from encoders.parallel.sharding import current_mesh
 from encoders.types import Outcome
 
@@ -65,8 +65,11 @@ class BindContrast(ImageTextObjective):
             if f"has_{name}" in batch:
                 has = valid * batch[f"has_{name}"]
             scale, bias = self.encoder.scale_of(name)
+            caption = None
+            if self.duplicates and name == "text":
+                caption = fingerprints(batch["ids"])
             found = contrast(
-                "softmax", image, embedded[name], scale, bias, has, None, current_mesh()
+                "softmax", image, embedded[name], scale, bias, has, caption, current_mesh()
             )
             count = has.sum()
             loss, weight = loss + found.loss, weight + count

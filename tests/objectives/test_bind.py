@@ -38,9 +38,10 @@ KINDS = ("text", "audio", "depth")
 AUDIO, DEPTH = (18, 23, 1), (16, 16, 1)
 
 
-def objective(**fields):
+def objective(duplicates=False, **fields):
     module = build(MODELS, MODEL | fields, "model")
-    return build(OBJECTIVES, {"name": "bind"}, "objective", encoder=module)
+    section = {"name": "bind", "duplicates": duplicates}
+    return build(OBJECTIVES, section, "objective", encoder=module)
 
 
 @functools.cache
@@ -107,6 +108,18 @@ def test_a_mesh_in_parts_is_one_batch():
     metrics, grads = one_step(module, params, batch(), mesh, 2)
     np.testing.assert_allclose(metrics["loss"][0] / metrics["loss"][1], expected, atol=1e-5)
     chex.assert_trees_all_close(grads, slopes, rtol=0, atol=1e-5)
+
+
+def test_equal_captions_are_no_counterexamples():
+    same = {**batch(), "ids": np.repeat(batch()["ids"][:1], ROWS, 0)}
+
+    def loss(duplicates):
+        module = objective(duplicates)
+        return module.apply({"params": parameters()}, embedded(), same, method="compare").metrics
+
+    assert loss(True)["loss_text"][0] == pytest.approx(0, abs=1e-5)  # each has itself alone
+    assert loss(False)["loss_text"][0] > 0.1
+    assert loss(True)["loss_audio"] == loss(False)["loss_audio"]
 
 
 def test_what_an_example_lacks_moves_nothing():
