@@ -79,6 +79,7 @@ def get_config(arg=None):
         _as_demo(config)
     if "lit" in names:
         image_text.locked(config, "runs/demo")
+        config.init_from.fresh += (r"encoder/image_projection/.*",)
     # "flag: Aruba" and "flag: Angola" differ; "Mrs. Claus" may be there twice.
     config.objective = dict(name="sigmoid_contrast", duplicates=True)
     config.optimizer = dict(
