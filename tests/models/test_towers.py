@@ -175,7 +175,7 @@ def test_flops_are_those_of_the_parts():
         ({"image": IMAGE | {"name": "vitt"}}, "Did you mean 'vit'"),
         ({"image": IMAGE | {"depht": 2}}, "model.image.depht: unknown field. Did you mean 'depth'"),
         ({"text": 3}, "model.text: expected Module"),
-        ({"image_projection": "none"}, "images become vectors of 24 and texts of 12"),
+        ({"image_projection": "none"}, "give vectors of 24 for image and 12 for text"),
         ({"embedding_dim": None}, "'linear' needs model.embedding_dim"),
         ({"image_projection": "linaer"}, "Did you mean 'linear'"),
         ({"locked": ("imge",)}, "unknown tower 'imge'. Did you mean 'image'"),
