@@ -97,7 +97,7 @@ def test_every_field_of_both_towers_is_shown():
     [
         ({"model__text__vocab_size": 29}, "29 is less than the 30 ids"),
         ({"preprocessing__text__max_length": 7}, "7 tokens are more than the 6"),
-        ({"model__image__width": 24}, "images become vectors of 24 and texts of 16"),
+        ({"model__image__width": 24}, "give vectors of 24 for image and 16 for text"),
         ({"model__embedding_dim": 8}, "where 8 is expected"),
         ({"model__locked": ("txt",)}, "unknown tower 'txt'. Did you mean 'text'?"),
         ({"model__image__name": "clip"}, "model.image.name: unknown name 'clip'"),
