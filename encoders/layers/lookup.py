@@ -15,9 +15,10 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """table[ids], NaN where there is no such row: inside a compiled step nothing can raise.
 
     The gradient of a row adds up what all its occurrences get, in float32 whatever the table's
-    dtype: in bfloat16 a sum stops growing at some 256 times what is added. A table of few rows gets
-    it by a matrix product, since GPUs add to one address in turn: 65,536 tokens in 128 positions
-    took a third of BERT-Base's step (docs/benchmarks.md).
+    dtype: in bfloat16 a sum stops growing at some 256 times what is added. On GPUs, which add to
+    one address in turn, a table of few rows gets it by a matrix product: 65,536 tokens in 128
+    positions took a third of BERT-Base's step (docs/benchmarks.md). TPUs need none, and where the
+    table is sharded XLA would gather the tokens of all devices for it.
 
     Args:
       table: [R, E].
@@ -39,21 +40,23 @@ def _forward(table: jax.Array, ids: jax.Array, rows: int) -> tuple[jax.Array, ja
 
 
 def _backward(rows: int, ids: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
-    if rows <= _FEW:
-        chosen = jax.nn.one_hot(ids, rows, dtype=gradient.dtype)
-        axes = tuple(range(ids.ndim))
-        total = jnp.tensordot(
-            chosen,
-            gradient,
-            (axes, axes),
-            precision="highest" if gradient.dtype == jnp.float32 else None,
-            preferred_element_type=jnp.float32,
-        )
-    elif jax.default_backend() == "gpu":
-        total = _sum_in_any_order(ids, gradient, rows)
-    else:
+    if jax.default_backend() != "gpu":
         total = _sum(ids, gradient.astype(jnp.float32), rows)
+    elif rows <= _FEW:
+        total = _sum_by_product(ids, gradient, rows)
+    else:
+        total = _sum_in_any_order(ids, gradient, rows)
     return total.astype(gradient.dtype), None
+
+
+def _sum_by_product(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:
+    """`_sum` in float32, as one matrix product."""
+    chosen = jax.nn.one_hot(ids, rows, dtype=values.dtype)
+    axes = tuple(range(ids.ndim))
+    precision = "highest" if values.dtype == jnp.float32 else None
+    return jnp.tensordot(
+        chosen, values, (axes, axes), precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def _sum(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:

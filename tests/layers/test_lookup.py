@@ -5,11 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.layers import lookup as module
 from encoders.layers.lookup import _sum_in_any_order, lookup
 
+# By scatter; of GPUs, of few rows, and of many.
+FORMS = [("cpu", 7), ("gpu", 7), ("gpu", 2000)]
 
-@pytest.mark.parametrize("rows", [7, 2000], ids=["product", "scatter"])
-def test_the_gradient_adds_up_every_occurrence(rows):
+
+@pytest.mark.parametrize("backend, rows", FORMS)
+def test_the_gradient_adds_up_every_occurrence(backend, rows, monkeypatch):
+    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
     rng = np.random.default_rng(0)
     table = rng.normal(size=(rows, 5)).astype(np.float32)
     ids = rng.integers(0, rows, (3, 11)).astype(np.int32)
@@ -22,8 +27,9 @@ def test_the_gradient_adds_up_every_occurrence(rows):
     np.testing.assert_allclose(pull(upstream)[0], wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [7, 2000], ids=["product", "scatter"])
-def test_sums_of_bfloat16_keep_growing(rows):
+@pytest.mark.parametrize("backend, rows", FORMS)
+def test_sums_of_bfloat16_keep_growing(backend, rows, monkeypatch):
+    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
     """4,096 times .25 is 1,024, where adding in bfloat16 stops at 64."""
     table = jnp.zeros((rows, 2), jnp.bfloat16)
     ids = jnp.zeros((4096,), jnp.int32)
@@ -34,8 +40,9 @@ def test_sums_of_bfloat16_keep_growing(rows):
     assert not np.asarray(gradient[1:], np.float32).any()
 
 
-@pytest.mark.parametrize("rows", [7, 2000], ids=["product", "scatter"])
-def test_a_row_that_is_not_there_is_nan_and_gets_nothing(rows):
+@pytest.mark.parametrize("backend, rows", FORMS)
+def test_a_row_that_is_not_there_is_nan_and_gets_nothing(backend, rows, monkeypatch):
+    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
     table = jnp.ones((rows, 2))
     found, pull = jax.vjp(lambda table: lookup(table, jnp.array([0, rows])), table)
     assert np.isfinite(found[0]).all()
