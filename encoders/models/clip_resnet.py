@@ -100,6 +100,15 @@ class _Averaged(Bottleneck):
         x = Conv(self.features * self.growth, 1, name="shortcut")(x)
         return self.norm(name="shortcut_norm")(x, train=train)
 
+    @staticmethod
+    def flops(
+        before: tuple[int, int], after: tuple[int, int], channels: int, features: int, growth: int
+    ) -> float:
+        """As that of `BasicBlock`; the 3 x 3 convolution reads the map before it gets smaller."""
+        total = Bottleneck.flops(before, after, channels, features, growth)
+        total += convolution_flops(before, 3, features, features)
+        return total - convolution_flops(after, 3, features, features)
+
 
 class AttentionPool(nn.Module):
     """What the mean of a map's pixels finds in them and in itself, without the last projection.

@@ -200,3 +200,20 @@ def test_what_makes_no_sense_is_refused(tmp_path):
         files.write_json(copy / "config.json", {**config, field: value})
         with pytest.raises(CheckpointError, match="is not supported, only"):
             encoders.load(copy)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        dict(name="resnet", variant="50", width=8, blocks=(1, 2, 1, 1)),
+        dict(name="clip_resnet", width=8, blocks=(1, 2, 1, 1), pool="mean"),
+        dict(name="efficientnet", width_factor=0.5, depth_factor=0.4),
+    ],
+    ids=lambda section: section["name"],
+)
+def test_flops_are_those_that_xla_counts(section):
+    module = build(MODELS, section, "model")
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    counted = jax.jit(module.apply).lower(variables, images).cost_analysis()["flops"]
+    assert module.flops((64, 64)) == pytest.approx(counted, rel=0.15)
