@@ -28,3 +28,15 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) > 1:
         return values * np.float32(np.prod(shape[1:]) ** -0.5)
     return 0.1 * values + np.float32(name.endswith("weight"))
+
+
+def sound(samples: int, batch: int = 2) -> np.ndarray:
+    """int16 clips [B, S] at 16 kHz: a falling voice of a few harmonics that swells, and noise."""
+    time = np.arange(samples) / 16000
+    clips = []
+    for row in range(batch):
+        phase = 2 * np.pi * ((180 + 40 * row) * time - 120 * time**2)
+        voice = sum(np.sin(k * phase) / k for k in range(1, 12)) * np.sin(np.pi * 3 * time) ** 2
+        noise = (np.arange(samples, dtype=np.int64) + 37 * row) * 7919 % 1009 / 504.5 - 1
+        clips.append(np.round(6000 * voice + 200 * noise))
+    return np.stack(clips).astype(np.int16)
