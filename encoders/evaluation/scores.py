@@ -131,3 +131,35 @@ def ndcg(gains: np.ndarray, all_gains: np.ndarray, k: int) -> float:
     discount = 1.0 / np.log2(np.arange(2, k + 2))
     best = (ideal * discount[: len(ideal)]).sum()
     return float((gains[:k] * discount[: len(gains[:k])]).sum() / best) if best else 0.0
+
+
+# --- clusters -------------------------------------------------------------------------------------
+
+
+def contingency(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How often cluster and label come together: int64 [K, L] of two arrays [N] that count from 0.
+
+    Several such tables add up where one of all points would be too large.
+    """
+    table = np.zeros((clusters.max(initial=-1) + 1, labels.max(initial=-1) + 1), np.int64)
+    np.add.at(table, (clusters, labels), 1)
+    return table
+
+
+def purity(table: np.ndarray) -> float:
+    """Accuracy of guessing in every cluster its most frequent label ("phone purity" of HuBERT,
+    arXiv 2106.07447, section V.A); `table` is that of `contingency`.
+    """
+    return float(table.max(1).sum() / table.sum())
+
+
+def label_information(table: np.ndarray) -> float:
+    """The part of the labels' entropy that clusters tell, I(label; cluster) / H(label) ("PNMI" of
+    HuBERT, arXiv 2106.07447, section V.A); 0 where all labels are one.
+    """
+    joint = table / table.sum()
+    cluster, label = joint.sum(1, keepdims=True), joint.sum(0, keepdims=True)
+    there = joint > 0
+    shared = (joint[there] * np.log(joint[there] / (cluster * label)[there])).sum()
+    entropy = -(label[label > 0] * np.log(label[label > 0])).sum()
+    return float(shared / entropy) if entropy > 0 else 0.0
