@@ -106,6 +106,16 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def only(regexes: Sequence[str], tree: Any, *, where: str) -> Any:
+    """The tree with None in place of leaves whose path none of the regexes matches.
+
+    Raises:
+      ConfigError: a regex is invalid or matches no path; `where` is where they come from.
+    """
+    chosen = match_tree([(regex, True) for regex in regexes], tree, where=where, default=False)
+    return jax.tree.map(lambda leaf, taken: leaf if taken else None, tree, chosen)
+
+
 def match(rules: Rules, paths: Sequence[str], *, where: str, default: Any = ...) -> list[Any]:
     """Returns the value of the first rule that matches each path.
 

@@ -77,7 +77,7 @@ def compile_only(config: Any) -> int:
 
     experiment = Experiment(config)
     batch = experiment.example_batch(experiment.sections.batch_size)
-    state = experiment.abstract_state.replace(teacher=experiment.load_teacher())
+    state = experiment.abstract_state.replace(frozen_teacher=experiment.load_frozen_teacher())
     _, seconds = compile_step(experiment, state, batch)
     print(f"compiled the training step in {seconds:.1f} s")
     return 0

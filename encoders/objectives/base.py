@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.errors import ConfigError
 from encoders.types import Outcome
 
 Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Momentum:
+    """How a momentum teacher follows: after every step, m * teacher + (1 - m) * student.
+
+    Attributes:
+      start: m after the first step, from 0 to 1.
+      end: what m goes to and stays at; None for `start`.
+      over: how long that takes, a duration; None for the whole run.
+      shape: how it goes there, along a straight line or half a cosine.
+    """
+
+    start: float
+    end: float | None = None
+    over: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    shape: Literal["linear", "cosine"] = "linear"
+
+    def __post_init__(self) -> None:
+        for field in ("start", "end"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"objective.momentum.{field}: {value} is not from 0 to 1.")
 
 
 class Objective(nn.Module):
@@ -26,6 +51,10 @@ class Objective(nn.Module):
     An objective that learns from a frozen network has a field `teacher` with its module. The
     training step holds the teacher's variables and passes them as the collection 'teacher'.
 
+    An objective that learns from a slow copy of itself has a field `momentum: Momentum` instead,
+    and says in `followed` what the copy is of. The training step keeps it, moves it after every
+    step and passes it in the same way; `taught` runs any method with it.
+
     An objective whose loss compares examples with one another says `whole_batch`: of a batch that
     was cut into micro-batches it would be another loss. Where it is made of two methods,
     `embed(batch, train=...)`, vectors of each example on its own, a dict of [B, ...], and
@@ -38,7 +67,10 @@ class Objective(nn.Module):
 
     encoder: nn.Module
     whole_batch = False  # not a field: it belongs to the class
-    teacher = None  # not a field here: objectives without a teacher have none to configure
+    # Not fields here: objectives without a teacher have none to configure.
+    teacher = None
+    momentum = None
+    followed = (r"encoder/.*",)  # regexes of parameters that a momentum teacher has its own of
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
         """Returns the loss sum, its weight, and metrics of a (micro-)batch."""
@@ -63,6 +95,21 @@ class Objective(nn.Module):
     def constrained(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Parameters as they may be, from those that a step has led to."""
         return params
+
+    def taught(self, method: str | Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What one of its methods gives with the parameters of the momentum teacher; no gradient.
+
+        Those that are not `followed` are the student's; and all are where there is no teacher
+        (evaluation, initialisation). Call it after the student has run, which makes them.
+
+        Args:
+          method: its name, or a function whose first argument is the objective.
+          *arguments, **options: as of `flax.linen.Module.apply`.
+        """
+        module, variables = self.unbind()
+        variables = {**variables, **variables.get("teacher", {})}
+        variables.pop("teacher", None)
+        return jax.lax.stop_gradient(module.apply(variables, *arguments, method=method, **options))
 
     @staticmethod
     def alone(params: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from encoders import loading
+from encoders import loading, rules
 from encoders.config import Durations, arguments, bind, build, construct, to_plain
 from encoders.data import PREPROCESSING, SOURCES, Pipeline, build_transforms
 from encoders.errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from encoders.objectives.base import Objective
 from encoders.parallel import sharding
 from encoders.parallel.mesh import batch_shards, local_rows, make_mesh, replicated
 from encoders.training.optimizers import make_optimizer
+from encoders.training.schedules import momentum
 from encoders.training.sections import Sections
 from encoders.training.state import TrainState
 from encoders.training.step import Batch, Metrics, make_step, normalized
@@ -166,7 +167,7 @@ class Experiment:
 
     # --- state and step -------------------------------------------------------------------------
 
-    def load_teacher(self) -> Any:
+    def load_frozen_teacher(self) -> Any:
         """Variables of the frozen network that the objective learns from, or None."""
         if self._teacher_path is None:
             return None
@@ -242,7 +243,15 @@ class Experiment:
             stats=variables,
             opt_state=self.optimizer.init(params),
             ema=None if self.sections.ema is None else jax.tree.map(jnp.copy, params),
+            teacher=self.first_teacher(params),
         )
+
+    def first_teacher(self, params: Any) -> Any:
+        """The momentum teacher at step 0: copies of the parameters, None elsewhere; or None."""
+        if self.objective.momentum is None:
+            return None
+        where = f"{type(self.objective).__name__}.followed"
+        return jax.tree.map(jnp.copy, rules.only(self.objective.followed, params, where=where))
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -257,6 +266,7 @@ class Experiment:
             stats=like(shapes.stats),
             opt_state=like(shapes.opt_state),
             ema=None if shapes.ema is None else self.param_specs,
+            teacher=like(shapes.teacher),
         )
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -274,7 +284,8 @@ class Experiment:
         """The jitted training step; the old state's memory is reused for the new one."""
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         if self._teacher_path is not None:
-            places = places.replace(teacher=replicated(self.mesh))
+            places = places.replace(frozen_teacher=replicated(self.mesh))
+        slow = self.objective.momentum
         step = make_step(
             self.objective,
             self.optimizer,
@@ -285,6 +296,7 @@ class Experiment:
             micro_batches=self.sections.hardware.micro_batches,
             compute_dtype=self.compute_dtype,
             ema=self.sections.ema,
+            momentum=None if slow is None else momentum(slow, self.durations),
         )
         return jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(self.mesh)))
 

@@ -149,7 +149,7 @@ def _run(
 
     def save(step: int, scores: dict[str, float]) -> None:
         with meter.paused(), watchdog.phase("barrier"):
-            store.save(step, state.replace(teacher=None), experiment.metadata(step), scores)
+            store.save(step, state.replace(frozen_teacher=None), experiment.metadata(step), scores)
 
     log.info(
         "training steps %d to %d on %d %s device(s); process %d of %d, pid %d", first, total,

@@ -17,6 +17,7 @@ import optax
 
 from encoders.config import Durations
 from encoders.errors import ConfigError
+from encoders.objectives.base import Momentum
 
 _WHERE = "optimizer.schedule"
 Duration = Mapping[str, Any] | None
@@ -160,6 +161,21 @@ def step(
         return _ramp(count, up) * jnp.power(factor, passed)
 
     return _schedule(peak, shape)
+
+
+def momentum(section: Momentum, durations: Durations) -> optax.Schedule:
+    """step -> the momentum of a teacher, from `start` at step 0 to `end`."""
+    start, end = section.start, section.start if section.end is None else section.end
+    over = durations.total_steps
+    if section.over is not None:
+        over = durations.steps(section.over, "objective.momentum.over")
+
+    def at(step):
+        t = _progress(step, 0, over)
+        gone = 0.5 * (1.0 - jnp.cos(jnp.pi * t)) if section.shape == "cosine" else t
+        return start + (end - start) * gone
+
+    return lambda count: at(jnp.asarray(count, jnp.float32))
 
 
 SCHEDULES = {

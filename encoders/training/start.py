@@ -57,13 +57,13 @@ def starting_state(experiment: Experiment, store: CheckpointStore) -> TrainState
     """
     latest = processes.from_first("the newest checkpoint", store.latest)
     if latest is not None:
-        state = store.restore(experiment.abstract_state.replace(teacher=None), latest)
+        state = store.restore(experiment.abstract_state, latest)
         log.info("resumed from step %d in %s", latest, store.directory)
     else:
         state = experiment.create_state()
         if experiment.sections.init_from is not None:
             state = _with_loaded_weights(experiment, state)
-    return state.replace(teacher=experiment.load_teacher())
+    return state.replace(frozen_teacher=experiment.load_frozen_teacher())
 
 
 def _with_loaded_weights(experiment: Experiment, state: TrainState) -> TrainState:
@@ -88,7 +88,8 @@ def _with_loaded_weights(experiment: Experiment, state: TrainState) -> TrainStat
     if stats:
         stats = jax.tree.map(lambda new, old: _like(np.asarray(new), old), found_stats, stats)
         stats = {**state.stats, "stats": {**state.stats["stats"], **stats}}
-    return state.replace(params=params, ema=ema, stats=stats or state.stats)
+    teacher = experiment.first_teacher(params)
+    return state.replace(params=params, ema=ema, teacher=teacher, stats=stats or state.stats)
 
 
 def _like(array: np.ndarray, old: jax.Array) -> jax.Array:

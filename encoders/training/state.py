@@ -18,7 +18,9 @@ class TrainState:
       stats: other collections that the objective updates (running statistics), or {}.
       opt_state: the optimizer's state.
       ema: moving average of params, or None.
-      teacher: variables of the objective's frozen teacher, or None.
+      teacher: what a momentum teacher has of its own, with None where it has the parameters, or
+        None.
+      frozen_teacher: variables of a teacher that stays as it is, or None; no checkpoint has them.
     """
 
     step: jax.Array
@@ -27,6 +29,7 @@ class TrainState:
     opt_state: Any
     ema: Any = None
     teacher: Any = None
+    frozen_teacher: Any = None
 
     @property
     def best_params(self) -> Any:

@@ -54,11 +54,12 @@ def make_step(
     micro_batches: int = 1,
     compute_dtype: Any = jnp.float32,
     ema: float | None = None,
+    momentum: optax.Schedule | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns `step(state, batch) -> (state, metrics)`, pure and ready for jit.
 
     The gradient is that of (sum of losses) / (sum of weights) over the whole global batch, for any
-    number of devices and micro-batches.
+    number of devices and micro-batches. `momentum` says how slowly a momentum teacher follows.
 
     Metrics are float32 scalars: the objective's own, as (sum, weight); `loss`, likewise; grad_norm,
     update_norm, lr; and `finite`, a bool per parameter leaf in the order of `jax.tree.leaves`.
@@ -67,8 +68,12 @@ def make_step(
     def apply(state, params, stats, rows, *arguments, **options):
         params = filled(params, state.params)
         variables = {"params": cast_params(params, compute_dtype), **stats}
+        teacher = state.frozen_teacher
         if state.teacher is not None:
-            variables["teacher"] = state.teacher
+            teacher = {"params": filled(state.teacher, state.params)}
+        if teacher is not None:
+            cast = cast_params(teacher["params"], compute_dtype)
+            variables["teacher"] = {**teacher, "params": cast}
         with batch_major_activations(mesh, rows):
             return objective.apply(variables, *arguments, **options)
 
@@ -141,7 +146,7 @@ def make_step(
         return rules.without(objective.frozen, params)
 
     def filled(some, everything):
-        """Those that have no gradient, too."""
+        """Everything, of which some is given and None elsewhere."""
         return jax.tree.map(lambda x, y: x if y is None else y, everything, some)
 
     # Strided, so that every device cuts its own rows and nothing moves between devices.
@@ -175,6 +180,14 @@ def make_step(
         average = state.ema
         if average is not None:
             average = optax.incremental_update(params, average, 1.0 - ema)
+        teacher = state.teacher
+        if teacher is not None:
+            slow = momentum(state.step)
+            teacher = jax.tree.map(
+                lambda new, old: None if old is None else slow * old + (1 - slow) * new,
+                params,
+                teacher,
+            )
         metrics |= {
             "grad_norm": optax.global_norm(grads),
             "update_norm": optax.global_norm(updates),
@@ -183,7 +196,12 @@ def make_step(
         }
         return (
             state.replace(
-                step=state.step + 1, params=params, stats=stats, opt_state=opt_state, ema=average
+                step=state.step + 1,
+                params=params,
+                stats=stats,
+                opt_state=opt_state,
+                ema=average,
+                teacher=teacher,
             ),
             metrics,
         )
