@@ -15,6 +15,7 @@ from encoders.data.sources.tar import Tar
 from encoders.data.sources.text import Text
 from encoders.data.sources.tfds import Tfds
 from encoders.data.sources.tokens import Tokens
+from encoders.data.sources.units import Units
 
 SOURCES = {
     "array_record": ArrayRecord,
@@ -31,6 +32,7 @@ SOURCES = {
     "text": Text,
     "tfds": Tfds,
     "tokens": Tokens,
+    "units": Units,
 }
 
 __all__ = ["SOURCES", "CorruptExample", "Source"]
