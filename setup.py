@@ -35,6 +35,7 @@ setup(
         "flax>=0.10",
         "importlib_resources",  # TensorFlow Datasets needs it, and does not say so
         "jax>=0.10",
+        "jiwer",  # word error rates
         "ml-collections>=1.0",
         "msgpack",
         "numpy>=2.0",
@@ -45,6 +46,8 @@ setup(
         "rich",
         "safetensors",
         "simplejpeg",
+        "soundfile",
+        "soxr",
         "tensorboardX",
         "tensorflow-datasets>=4.9",
         "tokenizers>=0.20",

@@ -1,5 +1,6 @@
 """Sources -> transforms -> batches, by (seed, step). Numpy only: workers never see jax."""
 
+from encoders.data.audio import AudioPreprocessing
 from encoders.data.code_preprocessing import CodePreprocessing
 from encoders.data.evaluation import eval_batches
 from encoders.data.image_text import ImageTextPreprocessing
@@ -15,12 +16,14 @@ PREPROCESSING = {
     "text": TextPreprocessing,
     "code": CodePreprocessing,
     "image_text": ImageTextPreprocessing,
+    "audio": AudioPreprocessing,
 }
 
 __all__ = [
     "PREPROCESSING",
     "SOURCES",
     "TRANSFORMS",
+    "AudioPreprocessing",
     "CodePreprocessing",
     "CorruptExample",
     "ImageTextPreprocessing",

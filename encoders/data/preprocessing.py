@@ -13,6 +13,8 @@ from encoders.data.transforms.geometry import CenterCrop, Decode, Resize
 from encoders.data.transforms.patches import ToPatches
 from encoders.errors import ConfigError
 
+NORMALIZED = frozenset({"image", "waveform"})  # fields of batches that `normalize` is for
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:

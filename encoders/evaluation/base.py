@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from encoders.config import build
 from encoders.data import SOURCES, Preprocessing, Source, eval_batches
 from encoders.data.prefetch import prefetch
+from encoders.data.preprocessing import NORMALIZED
 from encoders.parallel.mesh import batch_shards, local_rows, replicated, to_device
 from encoders.parallel.sharding import batch_major_activations
 
@@ -143,9 +144,10 @@ def on_mesh(
     """Jits `function(variables, batch)`: inputs normalised and cast, activations split by row.
 
     Args:
-      function: pure; gets variables and a batch whose 'image', where it has one, is normalised,
-        both in `dtype`; token ids and all other fields are as they were.
-      preprocessing: normalises images, on device.
+      function: pure; gets variables in `dtype` and a batch whose 'image' is normalised, in `dtype`,
+        or whose 'waveform' is, in float32, which its features are computed in; token ids and all
+        other fields are as they were.
+      preprocessing: normalises images and waveforms, on device.
       mesh: where the arguments live; outputs come back whole on every device.
       dtype: of the forward pass.
     """
@@ -154,9 +156,8 @@ def on_mesh(
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     def forward(variables: Any, batch: Mapping[str, jax.Array]) -> Any:
-        batch = {
-            k: cast(preprocessing.normalize(v)) if k == "image" else v for k, v in batch.items()
-        }
+        batch = {k: preprocessing.normalize(v) if k in NORMALIZED else v for k, v in batch.items()}
+        batch = {k: cast(v) if k == "image" else v for k, v in batch.items()}
         variables = jax.tree.map(cast, variables)
         if mesh is None:
             return function(variables, batch)

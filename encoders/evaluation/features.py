@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from encoders.data import ImageTextPreprocessing, Preprocessing, Source
+from encoders.data.preprocessing import NORMALIZED
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
 from encoders.layers.pooling import pool
@@ -288,8 +289,8 @@ class FeatureExtractor:
 
     def _random_variables(self, module: nn.Module, like: Mapping[str, Any], seed: int) -> Any:
         example = self.preprocessing.example_batch(1)
-        if "image" in example:
-            example["image"] = self.preprocessing.normalize(example["image"])
+        for name in NORMALIZED & example.keys():
+            example[name] = self.preprocessing.normalize(example[name])
 
         def init(key: jax.Array) -> Any:
             batch = jax.tree.map(jnp.asarray, example)

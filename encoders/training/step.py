@@ -19,6 +19,7 @@ import optax
 from jax.sharding import Mesh
 
 from encoders import rules
+from encoders.data.preprocessing import NORMALIZED
 from encoders.objectives.base import Objective
 from encoders.parallel.sharding import batch_major_activations
 from encoders.training.state import TrainState
@@ -38,9 +39,9 @@ def cast_params(params: Any, dtype: jnp.dtype) -> Any:
 
 
 def normalized(normalize: Callable[[jax.Array], jax.Array], batch: Batch) -> dict[str, jax.Array]:
-    """The batch with its pixels normalised; ids, labels and the like are taken as they are."""
+    """The batch with its pixels or sound normalised; ids, labels and the like are as they were."""
     arrays = {k: jnp.asarray(v) for k, v in batch.items()}
-    return {k: normalize(v) if k == "image" else v for k, v in arrays.items()}
+    return {k: normalize(v) if k in NORMALIZED else v for k, v in arrays.items()}
 
 
 def make_step(

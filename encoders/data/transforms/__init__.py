@@ -4,6 +4,7 @@ Those of images take and give pixels as uint8 [H, W, C]; the first may find an e
 """
 
 from encoders.data.transforms.arrays import Arrays
+from encoders.data.transforms.audio import CropAudio, DecodeAudio, SpellTranscript
 from encoders.data.transforms.code import Bimodal, DataFlow, PrefixMode
 from encoders.data.transforms.color import ColorJitter, RandomGrayscale
 from encoders.data.transforms.erasing import RandomErasing
@@ -35,6 +36,9 @@ TRANSFORMS = {
     "random_erasing": RandomErasing,
     "to_patches": ToPatches,
     "arrays": Arrays,
+    "decode_audio": DecodeAudio,
+    "spell_transcript": SpellTranscript,
+    "crop_audio": CropAudio,
     "tokenize": Tokenize,
     "bimodal": Bimodal,
     "data_flow": DataFlow,

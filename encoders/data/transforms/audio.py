@@ -1,0 +1,123 @@
+"""Sound: files to samples, samples to one length, transcripts to ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from encoders.data import sound
+from encoders.data.sources.base import CorruptExample
+
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeAudio:
+    """'audio', a file or samples -> 'waveform' int16 [samples] of one channel.
+
+    Attributes:
+      preprocessing: says rate, and what may be resampled and mixed (supplied).
+    """
+
+    preprocessing: Any
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Raises a CorruptExample where the clip cannot be used."""
+        del rng
+        wanted = self.preprocessing
+        if "audio" not in example:
+            raise CorruptExample(f"no field 'audio', only {sorted(example)}")
+        rest = {k: v for k, v in example.items() if k not in ("audio", "sample_rate")}
+        waveform = sound.clip_of(
+            example["audio"],
+            example.get("sample_rate"),
+            wanted=wanted.sample_rate,
+            may_resample=wanted.resample,
+            mix=wanted.mix,
+            least=wanted.min_samples,
+        )
+        return {**rest, "waveform": waveform}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpellTranscript:
+    """'transcript' -> 'targets' int32 [max_targets] and 'target_length'; after 'decode_audio'.
+
+    Attributes:
+      preprocessing: has the vocabulary (supplied).
+    """
+
+    preprocessing: Any
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Raises a CorruptExample where there is no transcript, or the clip cannot have it."""
+        del rng
+        wanted, text = self.preprocessing, example.get("transcript")
+        if not isinstance(text, str) or not text.strip():
+            raise CorruptExample("no transcript")
+        try:
+            ids = wanted.opened.encode(text, strip_punctuation=wanted.strip_punctuation)
+        except ValueError as error:
+            raise CorruptExample(str(error)) from error
+        if len(ids) > wanted.max_targets:
+            raise CorruptExample(
+                f"its transcript has {len(ids)} characters, more than max_targets="
+                f"{wanted.max_targets}"
+            )
+        samples = len(example["waveform"])
+        frames = 1 + (samples - wanted.min_samples) // wanted.samples_per_frame
+        needed = len(ids) + int((ids[1:] == ids[:-1]).sum())
+        if needed > frames:
+            raise CorruptExample(
+                f"its transcript needs {needed} frames, and it has {frames} ({samples} samples)"
+            )
+        targets = np.full(wanted.max_targets, wanted.opened.blank, np.int32)
+        targets[: len(ids)] = ids
+        return {**example, "targets": targets, "target_length": len(ids)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropAudio:
+    """'waveform' int16 [samples] -> [S], cropped or with zeros after 'length' samples.
+
+    S is the preprocessing's `max_samples`, or the bucket's, see `encoders.data.sources.buckets`.
+    'units', targets of frames, are cropped along and padded by -1.
+
+    Attributes:
+      preprocessing: says S, and the rates of samples and units (supplied).
+      random: whether crops begin anywhere; else at the start.
+    """
+
+    preprocessing: Any
+    random: bool = True
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Raises a CorruptExample where a clip that has a transcript is too long."""
+        wanted, waveform = self.preprocessing, example["waveform"]
+        example = dict(example)
+        size = example.pop("bucket_samples", wanted.max_samples)
+        spare = len(waveform) - size
+        if spare > 0 and "targets" in example:
+            raise CorruptExample(
+                f"{len(waveform)} samples, of which its transcript needs all, and only {size} fit"
+            )
+        units = example.pop("units", None)
+        start = 0
+        if spare > 0 and self.random:
+            # Where there are units, whole units are cut off: the others stay where they were.
+            step = (
+                1 if units is None else max(1, round(wanted.sample_rate / wanted.units_per_second))
+            )
+            start = step * int(rng.integers(0, spare // step, endpoint=True))
+        waveform = waveform[start : start + size]
+        padded = np.zeros(size, np.int16)
+        padded[: len(waveform)] = waveform
+        found = {**example, "waveform": padded, "length": len(waveform)}
+        if units is not None:
+            first = round(start * wanted.units_per_second / wanted.sample_rate)
+            kept = np.asarray(units)[first:][: wanted.num_units(len(waveform))]
+            found["units"] = np.full(wanted.num_units(size), -1, np.int32)
+            found["units"][: len(kept)] = kept
+        return found
