@@ -53,6 +53,8 @@ class Stack(nn.Module):
       first: makes the first block, where it has other parameters than the rest.
       kinds: for each layer, which of the `kind_context` it is given (attention that is local in
         some layers); None where all are given the same.
+      layer_drop: rate at which an example skips a block (LayerDrop, arXiv 1909.11556), the same for
+        all of them. Stream 'dropout'.
     """
 
     depth: int
@@ -63,6 +65,7 @@ class Stack(nn.Module):
     shared: bool = False
     first: Callable[..., nn.Module] | None = None
     kinds: tuple[int, ...] | None = None
+    layer_drop: float = 0.0
 
     @nn.compact
     def __call__(
@@ -78,7 +81,7 @@ class Stack(nn.Module):
 
         Args:
           x: [B, T, D].
-          train: whether dropout and drop path are on.
+          train: whether dropout, drop path and layer drop are on.
           layers: blocks whose outputs to return, negative ones counted from the end, or 'all'.
           kind_context: by kind, what the blocks of that kind are given besides; of equal shapes.
           **context: what every block is given besides: mask, rotary, bias, ...
@@ -93,12 +96,18 @@ class Stack(nn.Module):
             raise ConfigError(f"remat: unknown policy '{self.remat}'.{nearest(self.remat, REMAT)}")
         wanted = resolve_layers(layers, self.depth)
         scales = self._branch_scales(x.shape[0]) if train and self.drop_path else None
+        kept = None
+        if train and self.layer_drop:
+            noise = jax.random.uniform(self.make_rng("dropout"), (self.depth, x.shape[0]))
+            kept = noise >= self.layer_drop
 
         def given(own: Mapping[str, Any]) -> Callable:
             """A function that applies a block whose layer is given `own` besides."""
 
-            def apply(block: nn.Module, x: jax.Array, scale: jax.Array | None) -> jax.Array:
-                return block(x, branch_scale=scale, train=train, **context, **own)
+            def apply(block: nn.Module, x: jax.Array, drop: tuple) -> jax.Array:
+                scale, kept = drop
+                y = block(x, branch_scale=scale, train=train, **context, **own)
+                return y if kept is None else jnp.where(kept[:, None, None], y, x)
 
             if REMAT[self.remat] is None:
                 return apply
@@ -115,10 +124,10 @@ class Stack(nn.Module):
                 make = self.first if layer == 0 and self.first is not None else self.block
                 block = make(name=f"blocks_{layer}")
             own = {} if kinds is None else kind_context[kinds[layer]]
-            x = given(own)(block, x, None if scales is None else scales[layer])
+            x = given(own)(block, x, jax.tree.map(lambda drop, i=layer: drop[i], (scales, kept)))
             hidden[layer] = x
         if unrolled < self.depth:
-            rest = jax.tree.map(lambda leaf: leaf[unrolled:], (scales, kinds))
+            rest = jax.tree.map(lambda leaf: leaf[unrolled:], ((scales, kept), kinds))
             x, outputs = self._scan(x, rest, given, kind_context, bool(wanted))
             hidden |= {layer: outputs[layer - unrolled] for layer in wanted if layer >= unrolled}
         return x, {layer: hidden[layer] for layer in wanted}
@@ -126,7 +135,7 @@ class Stack(nn.Module):
     def _scan(
         self,
         x: jax.Array,
-        per_layer: tuple[jax.Array | None, np.ndarray | None],
+        per_layer: tuple[tuple, np.ndarray | None],
         given: Callable,
         kind_context: Sequence[Mapping[str, Any]],
         keep: bool,
@@ -135,12 +144,12 @@ class Stack(nn.Module):
         length = self.depth if self.first is None else self.depth - 1
 
         def step(block: nn.Module, x: jax.Array, own: tuple) -> tuple[jax.Array, Any]:
-            scale, kind = own
+            drop, kind = own
             # Layers that differ are one program: each picks its own of what all kinds are given.
             picked = {}
             if kind is not None:
                 picked = jax.tree.map(lambda *every: jnp.stack(every)[kind], *kind_context)
-            y = given(picked)(block, x, scale)
+            y = given(picked)(block, x, drop)
             return y, (y if keep else None)
 
         scanned = nn.scan(

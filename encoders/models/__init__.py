@@ -17,6 +17,8 @@ from encoders.models.roberta import RoBERTa
 from encoders.models.towers import Towers
 from encoders.models.unixcoder import UniXcoder
 from encoders.models.vit import ViT
+from encoders.models.wav2vec2 import Wav2Vec2
+from encoders.models.whisper import Whisper
 from encoders.models.xlnet import XLNet
 
 MODELS = {
@@ -37,5 +39,7 @@ MODELS = {
     "towers": Towers,
     "unixcoder": UniXcoder,
     "vit": ViT,
+    "wav2vec2": Wav2Vec2,
+    "whisper": Whisper,
     "xlnet": XLNet,
 }
