@@ -317,7 +317,7 @@ def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
     params = with_stats(unstack_layers(held["params"]), held.get("stats", {}))
     if isinstance(module, Towers) and format in ("hf", "open_clip"):
         return _exported_towers(module, params, preprocessing, format)
-    if module.modality == "text" and format == "hf":
+    if module.modality in ("text", "audio") and format == "hf":
         fields = {**section_of(MODELS, module), **dataclasses.asdict(module.size)}
         tokenizer = preprocessing and preprocessing.to_json()
         if not heads:

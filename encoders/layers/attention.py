@@ -119,6 +119,7 @@ class Attention(nn.Module):
       attention_dropout: rate on the weights, after the softmax.
       kernel: 'plain', or 'fused' for one kernel where there is one (`layers.fused_attention`).
       out_bias: whether the output has a bias.
+      key_bias: whether the key has one, where queries and values have: it changes nothing.
     """
 
     num_heads: int
@@ -131,6 +132,7 @@ class Attention(nn.Module):
     attention_dropout: float = 0.0
     kernel: str = "plain"
     out_bias: bool = True
+    key_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -169,11 +171,11 @@ class Attention(nn.Module):
         init = weight_init(self.weight_init)
         memory = x if memory is None else memory
 
-        def project(source: jax.Array, name: str) -> jax.Array:
-            y = Linear(width, self.qkv_bias, init.qkv, name=name)(source)
+        def project(source: jax.Array, name: str, bias: bool = True) -> jax.Array:
+            y = Linear(width, self.qkv_bias and bias, init.qkv, name=name)(source)
             return y.reshape(*y.shape[:-1], self.num_heads, width // self.num_heads)
 
-        query, key = project(x, "query"), project(memory, "key")
+        query, key = project(x, "query"), project(memory, "key", self.key_bias)
         value = project(memory, "value")
         if self.qk_norm:
             query = LayerNorm(self.norm_eps, self.norm_bias, name="query_norm")(query)

@@ -70,6 +70,42 @@ class Conv(nn.Module):
         )
 
 
+class Conv1D(nn.Module):
+    """A convolution over time, with kernel [k, C, features], in the kernel's dtype.
+
+    Attributes:
+      features: channels of the output.
+      kernel: k, in steps of time.
+      stride: of the output.
+      padding: zeros before and behind.
+      use_bias: whether there is a bias.
+      kernel_init: initialiser.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)
+    use_bias: bool = True
+    kernel_init: Initializer = HE
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [B, T, C] to [B, T', features]."""
+        shape = (self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        y = jax.lax.conv_general_dilated(
+            x.astype(kernel.dtype),
+            kernel,
+            (self.stride,),
+            [self.padding],
+            dimension_numbers=("NTC", "TIO", "NTC"),
+        )
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,))
+        return y
+
+
 def average_pool(x: jax.Array, side: int) -> jax.Array:
     """Means of squares: [B, H, W, C] -> [B, H // side, W // side, C]; what fills none is cut."""
     height, width = x.shape[1] // side, x.shape[2] // side

@@ -33,6 +33,16 @@ def sincos1d(length: int, width: int, temperature: float = 10000.0) -> np.ndarra
     return np.stack([sin, cos], axis=-1).reshape(length, width)
 
 
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Whisper's positions, float32 [length, width]: sin(t w) and then cos(t w).
+
+    w = 10000^(-i / (D/2 - 1)) for D/2 whole numbers i from 0.
+    """
+    omega = 10000.0 ** (-np.arange(width // 2) / (width // 2 - 1))
+    angles = np.arange(length)[:, None] * omega
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
 def _turns(length: int, width: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Sines and cosines of t temperature^-(2i / width), float32 [length, width / 2]."""
     if width % 2:

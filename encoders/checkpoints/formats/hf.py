@@ -34,6 +34,7 @@ from encoders.checkpoints.formats import (
     hf_resnet,
     hf_siglip,
     hf_text,
+    hf_whisper,
     hf_xlnet,
 )
 from encoders.checkpoints.formats.hf_processor import read_preprocessing, write_preprocessing
@@ -67,8 +68,11 @@ from encoders.layers.position import sincos2d
 # Each has FAMILIES: model_type -> what has `defaults`, the config fields that a file may leave out;
 # MODELS: names in `encoders.models.MODELS` that it writes; and read and write, as `hf_text` has.
 _TEXT = (hf_text, hf_deberta, hf_modernbert, hf_xlnet)
+_SPEECH = (hf_whisper,)  # as those of texts
 _TOWERS = (hf_align, hf_clip, hf_siglip)  # of two towers: FAMILIES, read and write
 _TEXT_READERS = {model_type: module for module in _TEXT for model_type in module.FAMILIES}
+_SPEECH_READERS = {model_type: module for module in _SPEECH for model_type in module.FAMILIES}
+_SPEECH_WRITERS = {name: module for module in _SPEECH for name in module.MODELS}
 _OTHERS = (hf_resnet,)  # image encoders that are no ViTs
 _OTHERS_READERS = {model_type: module for module in _OTHERS for model_type in module.FAMILIES}
 _TOWERS_READERS = {model_type: module for module in _TOWERS for model_type in module.FAMILIES}
@@ -87,7 +91,7 @@ def read(path: pathlib.Path) -> Imported:
     config = files.read_json(path / files.CONFIG)
     model_type = config.get("model_type")
     families = dict(FAMILIES)
-    for module in (*_TEXT, *_TOWERS, *_OTHERS):
+    for module in (*_TEXT, *_SPEECH, *_TOWERS, *_OTHERS):
         families |= module.FAMILIES
     if model_type not in families:
         raise CheckpointError(
@@ -99,6 +103,8 @@ def read(path: pathlib.Path) -> Imported:
     check_types(config, family.defaults, where)
     if model_type in _TEXT_READERS:
         return with_tokenizer(_TEXT_READERS[model_type].read(path, config, where), path)
+    if model_type in _SPEECH_READERS:
+        return _SPEECH_READERS[model_type].read(path, config, where)
     if model_type in _TOWERS_READERS:
         return _TOWERS_READERS[model_type].read(path, config, where)
     if model_type in _OTHERS_READERS:
@@ -245,6 +251,9 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         return
     if exported.fields["name"] == "resnet":
         hf_resnet.write(directory, exported)
+        return
+    if exported.fields["name"] in _SPEECH_WRITERS:
+        _SPEECH_WRITERS[exported.fields["name"]].write(directory, exported)
         return
     if exported.fields["name"] in _TEXT_WRITERS:
         _TEXT_WRITERS[exported.fields["name"]].write(directory, exported)
