@@ -44,6 +44,13 @@ class NonFiniteError(EncodersError):
     agreed = True  # both are of the global batch
 
 
+class CollapseError(NonFiniteError):
+    """What a run learns from became one and the same for all examples, see `Guard`.
+
+    With the exit code of numbers that are not finite: another try would end no better either.
+    """
+
+
 class StorageError(EncodersError):
     """Results could not be written: disk full, quota reached, or no permission."""
 

@@ -55,6 +55,11 @@ class Objective(nn.Module):
     and says in `followed` what the copy is of. The training step keeps it, moves it after every
     step and passes it in the same way; `taught` runs any method with it.
 
+    An objective whose targets may all become one has a field `guard: Guard` that says which of its
+    metrics would show that, and `advice`; training then stops the run with it.
+
+    A batch in training has `step`, an int32 scalar, for what changes in the course of it.
+
     An objective whose loss compares examples with one another says `whole_batch`: of a batch that
     was cut into micro-batches it would be another loss. Where it is made of two methods,
     `embed(batch, train=...)`, vectors of each example on its own, a dict of [B, ...], and
@@ -67,9 +72,11 @@ class Objective(nn.Module):
 
     encoder: nn.Module
     whole_batch = False  # not a field: it belongs to the class
-    # Not fields here: objectives without a teacher have none to configure.
+    # Not fields here: objectives without a teacher, or a guard, have none to configure.
     teacher = None
     momentum = None
+    guard = None
+    advice = ""  # what to do about a collapse
     followed = (r"encoder/.*",)  # regexes of parameters that a momentum teacher has its own of
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
@@ -95,6 +102,14 @@ class Objective(nn.Module):
     def constrained(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Parameters as they may be, from those that a step has led to."""
         return params
+
+    def settled(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Collections of statistics after a step, from those that the last micro-batch has left.
+
+        What every part of a batch should see as it was before the step is added up beside it, and
+        changes here.
+        """
+        return stats
 
     def taught(self, method: str | Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """What one of its methods gives with the parameters of the momentum teacher; no gradient.

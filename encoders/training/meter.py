@@ -16,6 +16,7 @@ import numpy as np
 from encoders import rules
 from encoders.checkpoints.store import CheckpointStore
 from encoders.errors import NonFiniteError
+from encoders.objectives.guard import Watch
 from encoders.parallel import processes
 from encoders.parallel.chips import peak_flops
 from encoders.training.experiment import Experiment
@@ -53,6 +54,7 @@ class Meter:
         self._batches: Any = None
         self._noted: int | None = None
         self._warm = False
+        self._watch = Watch(experiment.objective.guard, experiment.objective.advice)
 
     def start(self, batches: Any) -> None:
         self._batches = batches
@@ -80,12 +82,14 @@ class Meter:
 
         Raises:
           NonFiniteError: a step of the window had a non-finite loss or gradient.
+          CollapseError: the objective's guard says so.
         """
         with self.on_device():
             window, self.pending = jax.device_get(self.pending), []
         if not window:
             return {}
         self._check_finite(window, step - len(window), store)
+        self._check_guard(window, step - len(window))
         record = {}
         for name in window[-1]:
             if name == "finite":
@@ -152,6 +156,12 @@ class Meter:
             "train/slowest_own_seconds": found[slowest][0],
             "train/median_own_seconds": statistics.median(value[0] for value in found.values()),
         }
+
+    def _check_guard(self, window: list[Any], before: int) -> None:
+        for offset, metrics in enumerate(window):
+            pairs = {name: value for name, value in metrics.items() if isinstance(value, tuple)}
+            means = {name: float(s / max(w, 1e-9)) for name, (s, w) in pairs.items()}
+            self._watch.look(before + offset + 1, means)
 
     def _check_finite(self, window: list[Any], before: int, store: CheckpointStore) -> None:
         for offset, metrics in enumerate(window):

@@ -82,7 +82,7 @@ def make_step(
         """What a method of the objective makes of a (micro-)batch, and the statistics after it."""
         options |= {"train": True, "rngs": keys, "mutable": list(stats)}
         # Here rather than once for all: as floats a batch of images takes four times the memory.
-        batch = normalized(normalize, batch)
+        batch = {**normalized(normalize, batch), "step": state.step}
         return apply(state, params, stats, batch["row"].shape[0], batch, **options)
 
     def losses(outcome):
@@ -124,9 +124,9 @@ def make_step(
             return stats, embedded
 
         def loss(params, embedded):
-            rows = batch["row"].shape[0]
+            rows, whole = batch["row"].shape[0], {**batch, "step": state.step}
             return losses(
-                apply(state, params, state.stats, rows, embedded, batch, method="compare")
+                apply(state, params, state.stats, rows, embedded, whole, method="compare")
             )
 
         stats, embedded = jax.lax.scan(embed_next, state.stats, parts)
@@ -173,6 +173,7 @@ def make_step(
             else:
                 grads, metrics, stats = added_up(state, parts, keys_of)
 
+        stats = objective.settled(stats)
         weight = jnp.maximum(metrics["loss"][1], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
         grads = filled(grads, jax.tree.map(jnp.zeros_like, state.params))

@@ -1,0 +1,74 @@
+"""When a run has collapsed: what it learns from has become one and the same.
+
+Some losses are smallest where nothing is learned: a quantizer that makes one code of everything, a
+teacher whose targets are constant. Loss curves look best then. So objectives that can collapse have
+a metric that shows it, and a guard says how low that may be and for how long. Training looks
+whenever it reads its metrics, and looks at every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from encoders.errors import CollapseError, ConfigError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """A run that is below a floor for `patience` steps on end has collapsed.
+
+    Attributes:
+      floors: metric -> the least that a healthy run has; {} is no guard.
+      patience: steps.
+      after: steps at the beginning that do not count.
+    """
+
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    patience: int = 500
+    after: int = 0
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.after < 0:
+            raise ConfigError(
+                f"objective.guard: expected patience from 1 and after from 0, got "
+                f"{self.patience} and {self.after}."
+            )
+
+
+class Watch:
+    """Counts for how many steps on end a run has been below each of the floors of its guard.
+
+    A run that is resumed is counted anew.
+
+    Args:
+      guard: the objective's, or None.
+      advice: what to do about a collapse, for its message.
+    """
+
+    def __init__(self, guard: Guard | None, advice: str):
+        self._guard = Guard() if guard is None else guard
+        self._advice = advice
+        self._below = dict.fromkeys(self._guard.floors, 0)
+
+    def look(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Looks at the metrics of one step; steps come in order.
+
+        Raises:
+          CollapseError: the run has been below a floor for too long.
+          ConfigError: the objective has no such metric.
+        """
+        guard = self._guard
+        for name, floor in guard.floors.items():
+            if name not in metrics:
+                raise ConfigError(
+                    f"objective.guard.floors: no metric '{name}'.{nearest(name, metrics)}"
+                )
+            low = step > guard.after and not metrics[name] >= floor
+            self._below[name] = self._below[name] + 1 if low else 0
+            if self._below[name] >= guard.patience:
+                raise CollapseError(
+                    f"step {step}: the run has collapsed, its {name} of {metrics[name]:.4g} has "
+                    f"been below objective.guard's {floor:g} since step "
+                    f"{step - guard.patience + 1}; {self._advice}."
+                )
