@@ -154,7 +154,8 @@ class Stack(nn.Module):
 
         scanned = nn.scan(
             step,
-            variable_axes={} if self.shared else {"params": 0},
+            # What is captured of a block (`flax.linen.Module.apply`), too.
+            variable_axes={"intermediates": 0} | ({} if self.shared else {"params": 0}),
             variable_broadcast="params" if self.shared else False,
             split_rngs={"params": not self.shared, "dropout": True},
             in_axes=0,
