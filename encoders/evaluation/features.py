@@ -26,13 +26,15 @@ from encoders.data import ImageTextPreprocessing, Preprocessing, Source
 from encoders.data.preprocessing import NORMALIZED
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
-from encoders.layers.pooling import pool
+from encoders.layers.pooling import masked_mean, pool
+from encoders.layers.spectrogram import hubert_mfcc
 from encoders.types import Encoded
 
 logger = logging.getLogger(__name__)
 
 _One = Literal["pooled", "mean", "max", "first"] | int  # a number is that of a layer
 Feature = _One | tuple[_One, ...]  # several are put side by side
+EVERY_LAYER = "weighted_sum"
 MAX_PIXELS = 32 * 32
 
 
@@ -40,7 +42,7 @@ class Labelled(NamedTuple):
     """Features of a data set.
 
     Attributes:
-      features: [N, D] float32.
+      features: [N, D] float32; of every layer [N, L, D].
       labels: [N] int32; -1 where the source has none.
       rows: [N] int32, the examples' numbers in the source; corrupt ones are missing.
       one_scale: whether columns mean something relative to each other, as weighted counts do, so
@@ -62,21 +64,24 @@ class Split:
       name: text that two splits share if their examples are the same.
       batch_size: examples per global batch.
       dtype: of the forward pass.
+      target: the field of its examples that becomes the label.
     """
 
     source: Source
     name: str
     batch_size: int
     dtype: DType = "float32"
+    target: str = "label"
 
 
-def select(encoded: Encoded, feature: Feature) -> jax.Array:
-    """One float32 vector per example, [B, D].
+def select(encoded: Encoded, feature: Feature | Literal["weighted_sum"]) -> jax.Array:
+    """One float32 vector per example, [B, D]; of every layer [B, L, D].
 
     Args:
       encoded: output of an encoder.
       feature: 'pooled'; 'mean' or 'max' of the final tokens, or the 'first' of them; or a layer
-        whose hidden tokens are averaged; or several of these, side by side.
+        whose hidden tokens are averaged; or several of these, side by side; or 'weighted_sum', the
+        means of every layer's hidden tokens.
         Means and maxima leave out prefix tokens (cls, registers) and padding.
 
     Raises:
@@ -84,6 +89,8 @@ def select(encoded: Encoded, feature: Feature) -> jax.Array:
     """
     if isinstance(feature, tuple):
         return jnp.concatenate([select(encoded, one) for one in feature], -1)
+    if feature == EVERY_LAYER:
+        return jnp.stack([select(encoded, layer) for layer in sorted(encoded.hidden)], 1)
     if feature == "pooled":
         if encoded.pooled is None:
             raise ConfigError("feature: this encoder does not pool (pool='none'); use 'mean'.")
@@ -96,11 +103,16 @@ def select(encoded: Encoded, feature: Feature) -> jax.Array:
     return pool(tokens, mask, "max" if feature == "max" else "mean")
 
 
-def layers_of(feature: Feature) -> tuple[int, ...]:
-    """The layers that features are made of, from the lowest up."""
+def layers_of(feature: Any) -> tuple[int, ...]:
+    """The layers by number that features are made of, from the lowest up."""
     if isinstance(feature, tuple):
         return tuple(sorted({layer for one in feature for layer in layers_of(one)}))
     return (feature,) if isinstance(feature, int) else ()
+
+
+def cepstra(waveform: jax.Array, mask: jax.Array, sample_rate: int) -> jax.Array:
+    """Means over time [B, 39] of the cepstra of clips [B, S], see `hubert_mfcc`."""
+    return masked_mean(*hubert_mfcc(waveform, mask, sample_rate=sample_rate))
 
 
 def pixels(images: jax.Array) -> jax.Array:
@@ -210,49 +222,58 @@ class FeatureExtractor:
             return self.part("text").ids(split)
         return self._extract(("ids", None, ()), {}, split, keep=("ids",))[0]
 
+    def cepstra(self, split: Split) -> Labelled:
+        """What a clip sounds like on average; see `cepstra`."""
+        return self._extract(("mfcc", None, ()), {}, split, keep=("mfcc",))[0]
+
     # --- how ----------------------------------------------------------------------------------
 
     def _extract(
         self, which: tuple, variables: Any, split: Split, keep: Any
     ) -> tuple[Labelled, ...]:
         leaves = jax.tree.leaves(keep) if isinstance(keep, Mapping) else []
-        key = (*which, split.name, split.dtype, None if leaves else keep)
+        key = (*which, split.name, split.dtype, split.target, None if leaves else keep)
         found = self._recall(key, leaves)
         if found is None:
             began = time.perf_counter()
             variables = variables() if callable(variables) else place(variables, self.mesh)
-            found = self._run(self._compile(which, split.dtype), variables, split)
+            found = self._run(self._compile(which, split), variables, split)
             seconds = time.perf_counter() - began
             name = which[0] if leaves else keep[0]
-            numbers = sum(labelled.features.shape[1] for labelled in found)
+            numbers = sum(labelled.features[0].size for labelled in found)
             examples = len(found[0].labels)
             logger.info("%d %s features of %d numbers in %.1f s", examples, name, numbers, seconds)
             self._remember(key, leaves, found)
         return found
 
-    def _compile(self, which: tuple, dtype: DType) -> Callable:
+    def _compile(self, which: tuple, split: Split) -> Callable:
         """The jitted extraction."""
         kind, module, features = which
 
         def extract(variables: Any, batch: Mapping[str, jax.Array]) -> tuple:
             if kind == "encoder":
-                layers = layers_of(features)
+                layers = "all" if EVERY_LAYER in features else layers_of(features)
                 asked = {"layers": layers} if layers else {}
                 inputs, named = encoder_inputs(module, self.preprocessing, batch)
                 encoded = module.apply(variables, *inputs, **named, **asked)
                 vectors = tuple(select(encoded, feature) for feature in features)
             elif kind == "pixels":
                 vectors = (pixels(_field(batch, "image", kind)),)
+            elif kind == "mfcc":
+                waveform = _field(batch, "waveform", kind)
+                mask = self.preprocessing.encoder_inputs(batch)[1]["mask"]
+                vectors = (cepstra(waveform, mask, self.preprocessing.sample_rate),)
             else:
                 ids = _field(batch, "ids", "bag_of_words")
                 special = jnp.asarray(self.preprocessing.special.special_ids)
                 word = (batch["segments"] > 0) & ~jnp.isin(ids, special)
                 vectors = (jnp.where(word, ids, -1),)
-            labels = batch.get("label", jnp.full_like(batch["row"], -1))
+            labels = batch.get(split.target, jnp.full_like(batch["row"], -1))
             return vectors, labels, batch["row"], batch["valid"]
 
         return self._once(
-            (*which, dtype), lambda: on_mesh(extract, self.preprocessing, self.mesh, dtype)
+            (*which, split.dtype, split.target),
+            lambda: on_mesh(extract, self.preprocessing, self.mesh, split.dtype),
         )
 
     def _once(self, key: tuple, make: Callable[[], Callable]) -> Callable:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Literal
 
 import numpy as np
 
 from encoders.errors import ConfigError
-from encoders.evaluation.features import Labelled
+from encoders.evaluation.features import Feature, Labelled
 from encoders.evaluation.logistic import LogisticRegression, Solution
 from encoders.evaluation.probe import Probe, held_out, standardize
 
@@ -31,16 +32,22 @@ class LinearProbe(Probe):
     data without the held-out part; the sweep ends early when two in a row brought no better
     held-out accuracy. The best one is fitted again to all of train, and tested once.
 
+    With feature='weighted_sum' it is SUPERB's probe of whole clips (arXiv 2105.01051, section 3.2):
+    features are a sum of all blocks' outputs, averaged over tokens, with weights that are learnt
+    with the regression and are a softmax. (There the first block's input counts as a layer, too.)
+
     Metrics: 'accuracy', 'cross_entropy' (nats), 'train_accuracy', 'holdout_accuracy' of the chosen
-    penalty, and 'l2', that penalty.
+    penalty, and 'l2', that penalty; of a weighted sum 'layer{n}_weight' for every layer as well.
 
     Attributes:
+      feature: as of any probe, or 'weighted_sum'.
       l2: penalties: l2 / 2 |W|^2 against the mean cross-entropy.
       holdout: part of every class of train that the penalty is chosen on.
       max_iterations: of L-BFGS, per penalty.
       tolerance: on the scaled gradient; see `logistic`.
     """
 
+    feature: Feature | Literal["weighted_sum"] = "pooled"
     l2: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
     holdout: float = 0.1
     max_iterations: int = 200
@@ -69,12 +76,14 @@ class LinearProbe(Probe):
         l2, start, holdout_accuracy = self._choose(problem, features, train.labels, held)
         final = problem.fit(l2, start=start)
         logits = final.logits(test_features)
+        mixed = () if final.layers is None else enumerate(final.layers.tolist())
         return {
             "accuracy": _accuracy(logits, test.labels),
             "cross_entropy": _cross_entropy(logits, test.labels),
             "train_accuracy": _accuracy(final.logits(features), train.labels),
             "holdout_accuracy": holdout_accuracy,
             "l2": l2,
+            **{f"layer{number}_weight": weight for number, weight in mixed},
         }
 
     def _choose(

@@ -7,6 +7,9 @@ epochs or seed. Features are rotated to their principal axes (which leaves the p
 each axis is scaled by the most curvature it can have (Boehning 1992: the Hessian of the
 cross-entropy is bounded by half the features' covariance). Features that are as correlated as those
 of neural networks then cost tens of iterations, not thousands.
+
+Features may be those of L layers, x_n = sum_l softmax(m)_l x_nl with m learnt, too. That is no
+longer convex; it starts from equal weights.
 """
 
 from __future__ import annotations
@@ -28,15 +31,21 @@ LOGITS_PER_CHUNK = 2**24
 
 
 class Solution(NamedTuple):
-    """weights [D, C] and bias [C] for the features as given; how the solver ended."""
+    """weights [D, C] and bias [C] for the features as given; how the solver ended.
+
+    Of several layers also the part [L] that each has in the features.
+    """
 
     weights: np.ndarray
     bias: np.ndarray
     iterations: int
     loss: float
+    layers: np.ndarray | None = None
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """[N, D] -> [N, C]."""
+        """[N, D] or [N, L, D] -> [N, C]."""
+        if self.layers is not None:
+            features = np.einsum("l,nld->nd", self.layers, features)
         return features @ self.weights + self.bias
 
 
@@ -44,7 +53,7 @@ class LogisticRegression:
     """A training set on the mesh, to be fitted with several penalties and weightings.
 
     Args:
-      features: [N, D] float32, centred and scaled.
+      features: [N, D] float32, centred and scaled; or [N, L, D], of several layers.
       labels: [N] int, from 0.
       num_classes: C.
       mesh: devices, or None; rows are split over its batch axes.
@@ -68,7 +77,10 @@ class LogisticRegression:
         shards = 1 if mesh is None else batch_shards(mesh)
         self._chunks = math.ceil(self.examples * num_classes / shards / LOGITS_PER_CHUNK)
         self._rows = math.ceil(self.examples / (self._chunks * shards)) * shards
-        covariance = (features.T @ features).astype(np.float64) / self.examples
+        self.layers = None if features.ndim == 2 else features.shape[1]
+        # Of layers that count alike, as they do at the start.
+        mean = features if features.ndim == 2 else features.mean(1)
+        covariance = (mean.T @ mean).astype(np.float64) / self.examples
         curvature, axes = np.linalg.eigh(covariance)
         self._curvature = np.maximum(curvature, 0.0) / 2
         self._axes = axes.astype(np.float32)
@@ -88,24 +100,26 @@ class LogisticRegression:
         scale = 1 / np.sqrt(self._curvature + l2)
         kernel = np.zeros((len(scale), self.num_classes))
         bias = np.zeros(self.num_classes)
+        mixture = {} if self.layers is None else {"layers": np.zeros(self.layers)}
         if start is not None:
             kernel, bias = self._axes.T @ start.weights / scale[:, None], start.bias
+            mixture = {} if start.layers is None else {"layers": np.log(start.layers + 1e-30)}
         weights = np.ones(self.examples) if weights is None else weights
-        small = {"kernel": kernel, "bias": bias, "scale": scale, "l2": np.asarray(l2)}
-        small = {k: self._everywhere(v.astype(np.float32)) for k, v in small.items()}
+        initial = {"kernel": kernel, "bias": bias, **mixture}
         found = _solve(
-            {"kernel": small["kernel"], "bias": small["bias"]},
+            {name: self._everywhere(value) for name, value in initial.items()},
             (self._features, self._labels, self._spread(weights.astype(np.float32))),
-            small["scale"],
-            small["l2"],
-            *map(self._everywhere, self.limits),
+            self._everywhere(scale),
+            self._everywhere(l2),
+            *(put_whole(np.asarray(x), self.mesh, P()) for x in self.limits),
         )
         parameters, iterations, loss = to_host(found)
         kernel = self._axes @ (scale[:, None] * parameters["kernel"]).astype(np.float32)
-        return Solution(kernel, parameters["bias"], int(iterations), float(loss))
+        layers = None if self.layers is None else _softmax(parameters["layers"])
+        return Solution(kernel, parameters["bias"], int(iterations), float(loss), layers)
 
     def _everywhere(self, array: Any) -> jax.Array:
-        return put_whole(np.asarray(array), self.mesh, P())
+        return put_whole(np.asarray(array, np.float32), self.mesh, P())
 
     def _spread(self, array: np.ndarray) -> jax.Array:
         """[N, ...] -> [chunks, rows, ...], zeros at the end, rows split over the batch axes."""
@@ -124,15 +138,21 @@ def _solve(
     max_iterations: jax.Array,
     tolerance: jax.Array,
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-    """L-BFGS from `start`; kernels are relative to `scale` [D]. Returns (end, iterations, loss)."""
+    """L-BFGS from `start`; kernels are relative to `scale` [D]. Returns (end, iterations, loss).
+
+    `start` has 'layers' [L], logits, where features are [N, L, D].
+    """
     total = data[2].sum()
 
     def objective(parameters: dict[str, jax.Array]) -> jax.Array:
         kernel = scale[:, None] * parameters["kernel"]
+        mixture = jax.nn.softmax(parameters["layers"]) if "layers" in parameters else None
 
         @jax.checkpoint  # logits of one chunk at a time, backward too
         def add(so_far: jax.Array, part: tuple) -> tuple[jax.Array, None]:
             features, labels, weights = part
+            if mixture is not None:
+                features = jnp.einsum("l,nld->nd", mixture, features, precision="highest")
             logits = jnp.matmul(features, kernel, precision="highest") + parameters["bias"]
             losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
             return so_far + (losses * weights).sum(), None
@@ -165,3 +185,8 @@ def _solve(
     carry = (start, solver.init(start), jnp.zeros((), jnp.int32), infinite, infinite)
     parameters, _, iterations, _, loss = jax.lax.while_loop(unfinished, iterate, carry)
     return parameters, iterations, loss
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()

@@ -26,9 +26,11 @@ class Probe(Evaluator):
         of a layer, whose tokens are averaged; or several of these, side by side.
       layers: further layers to probe, in the same pass over the data; the accuracy of each is
         'layer{n}'.
+      target: field of the examples that is guessed, a class.
       baselines: what to hold against the encoder, with the same probe on the same splits: 'random'
         (the same architecture with random weights); of images 'pixels' (raw, see
-        `features.pixels`); of texts 'bag_of_words' (see there).
+        `features.pixels`); of texts 'bag_of_words' (see there); of sounds 'mfcc' (their means, see
+        `features.cepstra`).
         Each is measured once in the life of the evaluator; its accuracy is the metric of that name.
       seed: of random weights and random splits.
       extractor: where features come from; shared by the evaluators of a run so that each pass over
@@ -38,7 +40,8 @@ class Probe(Evaluator):
     train: Mapping[str, Any]
     feature: Feature = "pooled"
     layers: tuple[int, ...] = ()
-    baselines: tuple[Literal["pixels", "random", "bag_of_words"], ...] = ()
+    target: str = "label"
+    baselines: tuple[Literal["pixels", "random", "bag_of_words", "mfcc"], ...] = ()
     seed: int = 0
     extractor: FeatureExtractor | None = None
 
@@ -89,6 +92,8 @@ class Probe(Evaluator):
         extractor = self.extractor
         if name == "pixels":
             return tuple(extractor.pixels(split) for split in self._splits())
+        if name == "mfcc":
+            return tuple(extractor.cepstra(split) for split in self._splits())
         if name == "bag_of_words":
             return bag_of_words(*(extractor.ids(split) for split in self._splits()))
         return tuple(
@@ -98,7 +103,9 @@ class Probe(Evaluator):
 
     def _measure(self, train: Labelled, test: Labelled) -> dict[str, float]:
         if max(train.labels.max(), test.labels.max()) < 0:
-            raise DataError("probes need labels; the examples of this source have none.")
+            raise DataError(
+                f"probes need labels; the examples of this source have no '{self.target}'."
+            )
         low = min(train.labels.min(), test.labels.min())
         if low < 0:
             raise DataError(f"evaluators.{self.label}: labels must count from 0, found {low}.")
@@ -115,13 +122,13 @@ class Probe(Evaluator):
         return self._split(self.train_source, self.train), self._split(self.test_source, self.test)
 
     def _split(self, source: Any, section: Mapping[str, Any]) -> Split:
-        return Split(source, fingerprint(section), self.batch_size, self.compute_dtype)
+        return Split(source, fingerprint(section), self.batch_size, self.compute_dtype, self.target)
 
 
 def standardize(
     train: np.ndarray, *others: np.ndarray, one_scale: bool = False
 ) -> tuple[np.ndarray, ...]:
-    """Centres and scales every column by its mean and standard deviation over `train` [N, D].
+    """Centres and scales every column by its mean and standard deviation over `train` [N, ...].
 
     Columns that are constant but for rounding become 0. With `one_scale` all are divided by the
     same number, which makes their mean variance 1.

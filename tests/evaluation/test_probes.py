@@ -117,6 +117,28 @@ def test_logistic_regression_in_chunks_is_the_same(monkeypatch):
     np.testing.assert_allclose(parts.fit(0.01).loss, whole.loss, rtol=1e-6)
 
 
+def test_layers_are_mixed_by_what_they_say():
+    rng = np.random.default_rng(4)
+    said = clusters(rng, 300, noise=2.0)
+    features = rng.normal(size=(300, 3, 12)).astype(np.float32)
+    features[:, 1] = said.features
+    [features] = standardize(features)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    alone = [LogisticRegression(features[:, i], said.labels, 5).fit(0.01) for i in range(3)]
+    found = [
+        LogisticRegression(features, said.labels, 5, mesh=mesh).fit(0.01, start=start)
+        for mesh, start in ((None, None), (mesh, None))
+    ]
+    assert found[0].layers.sum() == pytest.approx(1, abs=1e-5)
+    assert found[0].layers[1] > 0.8
+    assert found[0].loss < min(one.loss for one in alone) + 1e-3
+    np.testing.assert_allclose(found[1].layers, found[0].layers, atol=1e-2)
+    mixed = np.einsum("l,nld->nd", found[0].layers, features)
+    again = LogisticRegression(mixed, said.labels, 5).fit(0.01)  # with the mixture as it is
+    assert again.loss == pytest.approx(found[0].loss, abs=1e-4)
+    np.testing.assert_allclose(found[0].logits(features), again.logits(mixed), atol=0.05)
+
+
 def test_linear_probe_beats_its_baseline_and_repeats_exactly():
     encoder = ToyEncoder()
     variables = init(encoder)
