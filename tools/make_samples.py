@@ -4,10 +4,13 @@
     python -m tools.make_samples --banking77 FOLDER        # train.csv, test.csv, LICENSE
     python -m tools.make_samples --peps FOLDER             # pep-*.rst, once BANKING77 is there
     python -m tools.make_samples --noto-emoji FOLDER       # captions.jsonl, its images, licences
+    python -m tools.make_samples --fsdd FOLDER             # recordings/*.wav
+    python -m tools.make_samples --ljspeech FOLDER         # metadata.csv, wavs/
 
 The same input gives the same records: the first 1,000 training and 200 test images of each class,
 in their order; all of BANKING77; every fifth of the public-domain PEPs as tokens, of a tokenizer
-trained on them and on BANKING77; all emoji without a skin tone, and a tokenizer of their captions.
+trained on them and on BANKING77; all emoji without a skin tone, and a tokenizer of their captions;
+the first 20 recordings of each spoken digit by each speaker; the shortest clips of LJSpeech.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
-from encoders.data import records
+from encoders.data import records, sound
 from encoders.data.images import decode
 from encoders.data.paths import SAMPLES
+from encoders.data.sources.audio import Audio
 from encoders.data.sources.base import Source
 from encoders.data.sources.sample import Sample
 from encoders.data.sources.text import Text
@@ -35,6 +39,7 @@ from encoders.data.tokenizer_training import train_tokenizer
 from encoders.errors import ConfigError, DataError, exit_cleanly
 from launch.flags import Parser
 from tools.idx import IdxSource
+from tools.preparing.audio import AudioRecipe
 from tools.preparing.shards import prepare, write_bytes
 from tools.preparing.texts import TextRecipe
 
@@ -45,6 +50,10 @@ _TEXTS = "group_size:20000,brotli:11"
 _EVERY_PEP, _EVERY_TEST = 5, 10  # of the documents; of those
 _VOCAB_SIZE = 6144
 _EVERY_TEST_EMOJI, _EMOJI_VOCAB_SIZE = 5, 2048
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEST_DIGITS, _ALL_DIGITS = 5, 20  # recordings of each digit by each speaker, of 50
+_BITS = 7
+_SHORTEST = 5  # clips
 # Lines of one repeated sign, such as rules below headings, would be most of the frequent tokens.
 _RULE = re.compile(r"^[ \t]*(?:[^\w\s]{3,}[ \t]*)+$\n?", re.MULTILINE)
 
@@ -56,6 +65,16 @@ Each of these documents says of itself:
 
 or, where it is older, that it has been placed in the public domain. The text of CC0 1.0 Universal
 is at https://creativecommons.org/publicdomain/zero/1.0/legalcode.
+"""
+
+
+_DIGITS_LICENCE = """\
+The Free Spoken Digit Dataset is licensed under the Creative Commons Attribution-ShareAlike 4.0
+International licence: https://creativecommons.org/licenses/by-sa/4.0/legalcode. What is in this
+directory is an adaptation of it under the same licence; info.json says what was changed.
+"""
+_LJSPEECH_LICENCE = """\
+The texts, the recordings and the annotations of LJSpeech are in the public domain.
 """
 
 
@@ -273,10 +292,105 @@ def _small_png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Clips(Source):
+    """Clips in memory: {'audio': int16 [samples], 'transcript', and maybe 'label', 'speaker'}."""
+
+    clips: Sequence[Mapping[str, Any]]
+    names: tuple[str, ...] | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.names
+
+    def _count(self) -> int:
+        return len(self.clips)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        return dict(self.clips[index])
+
+
+def _write_clips(
+    directory: pathlib.Path,
+    splits: Mapping[str, Source],
+    sample_rate: int,
+    licence: str,
+    more: Mapping[str, Any],
+) -> None:
+    """Writes clips of one rate as `tools.prepare_data --from audio` does, and their licence."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for split, source in splits.items():
+        job = {"kind": "audio", "count": len(source), "shards": 1, "sample_rate": sample_rate}
+        recipe = AudioRecipe(source, job, sample_rate)
+        recipe.options = _IMAGES
+        prepare(recipe, directory, split, threads=1)
+    write_bytes(directory / "LICENSE", licence.encode())
+    info = json.loads((directory / "info.json").read_text(encoding="utf-8"))
+    write_info(directory, {**info, **more})
+
+
+def make_digits(folder: pathlib.Path, directory: pathlib.Path) -> None:
+    """Writes recordings of the Free Spoken Digit Dataset, its official test split as 'test'.
+
+    Raises:
+      DataError: there are none in the folder.
+    """
+    splits: dict[str, list[Any]] = {"train": [], "test": []}
+    for path in sorted(folder.glob("recordings/*_*_*.wav")):
+        digit, speaker, number = path.stem.split("_")
+        if int(number) >= _ALL_DIGITS:
+            continue
+        samples, rate = sound.decode(path.read_bytes())
+        clip = {
+            "audio": _rounded(sound.one_channel(samples, mix=False), _BITS),
+            "sample_rate": rate,
+            "transcript": _DIGITS[int(digit)],
+            "label": int(digit),
+            "speaker": speaker,
+        }
+        splits["test" if int(number) < _TEST_DIGITS else "train"].append(clip)
+    if not all(splits.values()):
+        raise DataError(f"--fsdd: {folder} has no recordings/DIGIT_SPEAKER_NUMBER.wav.")
+    sources = {split: _Clips(clips=clips, names=_DIGITS) for split, clips in splits.items()}
+    more = {
+        "source": "https://github.com/Jakobovski/free-spoken-digit-dataset",
+        "licence": "CC BY-SA 4.0, see LICENSE",
+        "attribution": "Free Spoken Digit Dataset (FSDD), by Zohar Jackson (Jakobovski) and its "
+        f"contributors. Changed: samples are rounded to {_BITS} bits below the peak of their clip, "
+        "an error some 36 dB below the speech, and stored as FLAC.",
+        "subset": f"the first {_ALL_DIGITS} recordings of each digit by each speaker; of those the "
+        f"first {_TEST_DIGITS}, the official test split, are in 'test'",
+    }
+    _write_clips(directory, sources, 8000, _DIGITS_LICENCE, more)
+
+
+def _rounded(waveform: np.ndarray, bits: int) -> np.ndarray:
+    """int16 samples as multiples of a power of two, of which the largest has so many bits."""
+    step = 1 << max(0, int(np.abs(waveform.astype(np.int32)).max()).bit_length() - bits)
+    rounded = np.rint(waveform / step) * step
+    return np.clip(rounded, -32768, 32768 - step).astype(np.int16)
+
+
+def make_ljspeech(folder: pathlib.Path, directory: pathlib.Path) -> None:
+    """Writes the shortest clips of LJSpeech at 16 kHz."""
+    source = Audio(path=str(folder))
+    chosen = np.sort(np.argsort(source.lengths(16000), kind="stable")[:_SHORTEST])
+    clips = [source[index] for index in chosen]
+    more = {
+        "source": "https://keithito.com/LJ-Speech-Dataset",
+        "licence": "public domain, see LICENSE",
+        "attribution": "The LJ Speech Dataset, Keith Ito. Changed: resampled to "
+        "16 kHz and stored as FLAC.",
+        "subset": f"the {_SHORTEST} shortest clips of {len(source)}",
+    }
+    _write_clips(directory, {"test": _Clips(clips=clips)}, 16000, _LJSPEECH_LICENCE, more)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the samples that are asked for."""
     parser = Parser(__doc__.splitlines()[0])
-    for flag in ("--fashion-mnist", "--banking77", "--peps", "--noto-emoji"):
+    images, texts = ("--fashion-mnist", "--noto-emoji"), ("--banking77", "--peps")
+    for flag in (*images, *texts, "--fsdd", "--ljspeech"):
         parser.add_argument(flag, type=pathlib.Path, metavar="FOLDER")
     flags = parser.parse(arguments)
     if not any(vars(flags).values()):
@@ -290,6 +404,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_peps(flags.peps, SAMPLES / "peps")
     if flags.noto_emoji:
         make_emoji(flags.noto_emoji, SAMPLES / "emoji")
+    if flags.fsdd:
+        make_digits(flags.fsdd, SAMPLES / "digits")
+    if flags.ljspeech:
+        make_ljspeech(flags.ljspeech, SAMPLES / "ljspeech")
     return 0
 
 

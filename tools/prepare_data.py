@@ -7,12 +7,14 @@
     python -m tools.prepare_data --from text --input 'books/*.txt' --unit file --to DIR \\
         --train-tokenizer wordpiece --vocab-size 30522 --sentences
     python -m tools.prepare_data --from text --input wiki.jsonl --to DIR --tokenizer BERT_DIR
+    python -m tools.prepare_data --from audio --input LibriSpeech/dev-clean --to DIR --split test
 
 Read it with data.source = dict(name='array_record', path=DIR, split='train'), and texts, which
-become token ids, with name='tokens' and preprocessing.tokenizer=DIR. Run once per split. An
+become token ids, with name='tokens' and preprocessing.tokenizer=DIR, and clips of sound, which come
+to one rate, with name='audio'. Run once per split. An
 interrupted run goes on where it stopped when the same command is run again: finished shards are
-kept. Inputs that cannot be decoded are left out, counted and named, as are empty texts and texts
-that are no UTF-8.
+kept. Inputs that cannot be decoded are left out, counted and named, as are empty texts, texts that
+are no UTF-8, and clips of several channels unless --mix is given.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, get_args
 
 from encoders.data.pipeline import available_cores
 from encoders.data.sources import Source
+from encoders.data.sources.audio import Audio
 from encoders.data.sources.folder import Folder
 from encoders.data.sources.pairs import Pairs
 from encoders.data.sources.tar import Tar
@@ -34,34 +37,36 @@ from encoders.data.tokenizer_training import Kind
 from encoders.errors import ConfigError, DataError, exit_cleanly
 from launch.flags import Parser
 from tools.idx import IdxSource
+from tools.preparing.audio import AudioRecipe
 from tools.preparing.images import ImageRecipe
 from tools.preparing.shards import Recipe, prepare, shard_count
 from tools.preparing.texts import TextRecipe, find_tokenizer
 
 _OF_IMAGES = ("image_size", "quality")
 _OF_TEXTS = ("unit", "tokenizer", "train_tokenizer", "vocab_size", "lowercase", "sentences")
+_OF_SOUND = ("rate", "mix")
 _READ = {  # options that a kind of input reads; the others read those of images
     "text": (*_OF_TEXTS, "text_field"),
     "pairs": (*_OF_IMAGES, "text_field", "image_field", "folder"),
-    "tfds": (*_OF_IMAGES, "text_field"),
+    "tfds": (*_OF_IMAGES, *_OF_SOUND, "text_field"),
+    "audio": (*_OF_SOUND, "folder"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepares one split."""
     flags = _parser().parse(arguments)
-    kind = "text" if flags.kind == "text" else "image"
     read = _READ.get(flags.kind, _OF_IMAGES)
-    for name in sorted({*_READ["text"], *_READ["pairs"]} - {*read}):
+    for name in sorted({name for names in _READ.values() for name in names} - {*read}):
         if getattr(flags, name):
             raise ConfigError(f"--{name.replace('_', '-')}: means nothing to --from {flags.kind}.")
-    for name in ("shards", "image_size", "quality", "vocab_size", "threads"):
+    for name in ("shards", "image_size", "quality", "vocab_size", "threads", "rate"):
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: expected a number from 1, got {value}.")
     directory = pathlib.Path(flags.to)
     try:
-        recipe = _texts(flags, directory) if kind == "text" else _images(flags)
+        recipe = _texts(flags, directory) if flags.kind == "text" else _others(flags)
         return prepare(recipe, directory, flags.split, flags.threads)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last finished shard", file=sys.stderr)
@@ -74,13 +79,14 @@ def _parser() -> Parser:
         "--from",
         dest="kind",
         required=True,
-        choices=("folder", "tar", "tfds", "idx", "pairs", "text"),
+        choices=("folder", "tar", "tfds", "idx", "pairs", "text", "audio"),
         help="kind of input",
     )
     parser.add_argument(
         "--input",
         required=True,
-        help="folder, tar pattern, name in TFDS, folder of IDX files, or pattern of texts or pairs",
+        help="folder, tar pattern, name in TFDS, folder of IDX files, pattern of texts or pairs, "
+        "folder or table of clips",
     )
     parser.add_argument("--to", required=True, metavar="DIR", help="directory to write")
     parser.add_argument("--split", default="train", help="its name in DIR; also the split to read")
@@ -97,7 +103,10 @@ def _parser() -> Parser:
     )
     pairs = parser.add_argument_group("pairs of an image and its captions")
     pairs.add_argument("--image-field", help="column of the image's path; default 'image'")
-    pairs.add_argument("--folder", help="of the images; default: that of the table")
+    pairs.add_argument("--folder", help="of images or clips in a table; default: that of the table")
+    sound = parser.add_argument_group("clips of sound")
+    sound.add_argument("--rate", type=int, help="samples per second of the result; default 16,000")
+    sound.add_argument("--mix", action="store_true", help="average channels")
     texts = parser.add_argument_group("texts")
     texts.add_argument(
         "--unit",
@@ -113,8 +122,26 @@ def _parser() -> Parser:
     return parser
 
 
-def _images(flags: Any) -> Recipe:
+def _others(flags: Any) -> Recipe:
     source = _open(flags)
+    rate = source.audio_rate if isinstance(source, Tfds) else None
+    if flags.kind != "audio" and rate is None:
+        return _images(flags, source)
+    job = {
+        "kind": flags.kind,
+        "input": flags.input,
+        "count": len(source),
+        "shards": shard_count(flags.shards, len(source)),
+        "sample_rate": flags.rate or 16000,
+        "mix": flags.mix,
+    }
+    return AudioRecipe(source, job, job["sample_rate"], flags.mix, rate or None)
+
+
+def _images(flags: Any, source: Source) -> Recipe:
+    for name in _OF_SOUND:
+        if getattr(flags, name):
+            raise ConfigError(f"--{name}: '{flags.input}' holds images, no sound.")
     quality = flags.quality or 95
     captions = {} if flags.text_field is None else {"text_field": flags.text_field}
     job = {
@@ -154,6 +181,8 @@ def _texts(flags: Any, directory: pathlib.Path) -> Recipe:
 def _open(flags: Any) -> Source:
     if flags.kind == "folder":
         return Folder(path=flags.input)
+    if flags.kind == "audio":
+        return Audio(path=flags.input, folder=flags.folder)
     if flags.kind == "tar":
         return Tar(path=flags.input)
     if flags.kind == "pairs":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pathlib
 import re
 
 import numpy as np
@@ -39,6 +40,17 @@ def decode(file: bytes) -> tuple[np.ndarray, int]:
     except soundfile.SoundFileError as error:
         reason = str(error).rstrip(".").split(": ", 1)[-1]
         raise CorruptExample(f"no sound file that can be decoded ({reason})") from error
+
+
+def samples_of(path: pathlib.Path, rate: int) -> int:
+    """Samples that a file has at a rate, by its header; 0 where it has none that can be read."""
+    import soundfile
+
+    try:
+        info = soundfile.info(str(path))
+    except (OSError, soundfile.SoundFileError):
+        return 0
+    return -(-info.frames * rate // info.samplerate)
 
 
 def encode_flac(waveform: np.ndarray, sample_rate: int) -> bytes:

@@ -53,7 +53,7 @@ class TokenStore:
             )
         shards = self._records.info["splits"][split]["shards"]
         indices = [
-            _read_index(self.directory / f"{shard['file']}{INDEX_SUFFIX}") for shard in shards
+            read_index(self.directory / f"{shard['file']}{INDEX_SUFFIX}") for shard in shards
         ]
         self.lengths = np.concatenate([one["lengths"] for one in indices]).astype(np.int64)
         self.frequencies = np.sum([one["frequencies"] for one in indices], axis=0)
@@ -135,7 +135,12 @@ def unigram_entropy(frequencies: np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _read_index(path: pathlib.Path) -> dict[str, Any]:
+def read_index(path: pathlib.Path) -> dict[str, Any]:
+    """The arrays of the index of a shard.
+
+    Raises:
+      DataError: it is missing or damaged.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

@@ -1,6 +1,7 @@
 """Where examples come from: random access to each, by index."""
 
 from encoders.data.sources.array_record import ArrayRecord
+from encoders.data.sources.audio import Audio
 from encoders.data.sources.base import CorruptExample, Source
 from encoders.data.sources.embedded import Embedded
 from encoders.data.sources.folder import Folder
@@ -19,6 +20,7 @@ from encoders.data.sources.units import Units
 
 SOURCES = {
     "array_record": ArrayRecord,
+    "audio": Audio,
     "embedded": Embedded,
     "folder": Folder,
     "mixture": Mixture,

@@ -93,9 +93,13 @@ class Source:
         index = int(index)
         if not 0 <= index < self._length:
             raise IndexError(f"index {index} of a source of {self._length} examples")
+        return int(self._permuted(np.array(index)))
+
+    def _permuted(self, indices: np.ndarray) -> np.ndarray:
+        """Where examples of the part are among all."""
         if self._length == self._total:
-            return index
-        return int(permute(np.array(self._first + index), self._total, _SLICE_KEY))
+            return indices
+        return permute(self._first + indices, self._total, _SLICE_KEY)
 
     def _part_of(self, total: int) -> np.ndarray:
         """The part (`start`, `stop`) of `total` things that examples are made of, sorted."""

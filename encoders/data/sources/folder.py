@@ -72,10 +72,15 @@ class Folder(Source):
 
 def list_images(folder: pathlib.Path) -> list[str]:
     """Sorted paths, relative to `folder`, of the images in it and below."""
+    return list_below(folder, IMAGE_SUFFIXES)
+
+
+def list_below(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Sorted paths, relative to `folder`, of the files in it and below that end so."""
     found = []
     for directory, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
                 found.append(os.path.relpath(os.path.join(directory, name), folder))
     return sorted(found)

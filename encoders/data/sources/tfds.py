@@ -45,6 +45,15 @@ class Tfds(Source):
         super().__post_init__()
 
     @property
+    def audio_rate(self) -> int | None:
+        """Samples per second of its sound, 0 where it does not say; None where it has none."""
+        import tensorflow_datasets as tfds
+
+        features = dict(self._data.dataset_info.features.items()).values()
+        sound = [x for x in features if isinstance(x, tfds.features.Audio)]
+        return (sound[0].sample_rate or 0) if sound else None
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         return self._class_names
 

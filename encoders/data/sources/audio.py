@@ -1,0 +1,107 @@
+"""Clips of sound with what is known of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from encoders.data.paths import locate
+from encoders.data.sources.base import CorruptExample, Source, check_directory
+from encoders.errors import ConfigError, DataError, nearest
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Audio(Source):
+    """Sound files, or clips that `tools.prepare_data --from audio` has prepared.
+
+    An example is {'audio': a file, or int16 [samples], 'transcript': str, 'label': int, 'speaker':
+    int}, of which all but the audio are there where they are known.
+
+    Attributes:
+      path: a prepared directory or 'sample:digits'; a folder of files, of one subfolder per class,
+        of LibriSpeech, or of LJSpeech; or a table (csv, tsv, jsonl, parquet) with the column 'path'
+        and maybe 'text', 'label' and 'speaker'. See `encoders.data.clips`.
+      split: of a prepared directory.
+      folder: what paths in a table are relative to; None is the folder of the table.
+      speakers: names of those whose clips are taken; None takes all.
+      without_speakers: names of those whose clips are left out.
+    """
+
+    path: str
+    split: str = "train"
+    folder: str | None = None
+    speakers: tuple[str, ...] | None = None
+    without_speakers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        from encoders.data.clips import PreparedClips, find_clips
+
+        path = locate(self.path)
+        if not path.is_file():
+            check_directory(path, "a folder or a table of clips")
+        if path.is_dir() and (path / "info.json").is_file():
+            self.clips = PreparedClips(path, self.split)
+        else:
+            folder = None if self.folder is None else pathlib.Path(self.folder).expanduser()
+            self.clips = find_clips(path, folder)
+        self._numbers = {name: number for number, name in enumerate(self.speaker_names or ())}
+        self._chosen = self._choose()
+        super().__post_init__()
+
+    @functools.cached_property
+    def speaker_names(self) -> tuple[str, ...] | None:
+        """Names of speakers 0, 1, ..., of all splits and not only of those chosen; or None."""
+        names = getattr(self.clips, "speaker_names", None)
+        if names is None and self.clips.speakers is not None:
+            names = tuple(sorted(set(self.clips.speakers.tolist()) - {""}))
+        return names
+
+    def _choose(self) -> np.ndarray | None:
+        """The clips of the speakers that are asked for; None for all."""
+        asked = (*(self.speakers or ()), *self.without_speakers)
+        if self.speakers is None and not asked:
+            return None
+        if self.clips.speakers is None:
+            raise DataError(f"data source: the speakers of '{self.path}' are not known.")
+        for name in asked:
+            if name not in self._numbers:
+                raise ConfigError(
+                    f"data source: '{self.path}' has no speaker '{name}'."
+                    + nearest(name, self._numbers)
+                )
+        chosen = ~np.isin(self.clips.speakers, list(self.without_speakers))
+        if self.speakers is not None:
+            chosen &= np.isin(self.clips.speakers, list(self.speakers))
+        return np.flatnonzero(chosen)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.clips.class_names
+
+    def lengths(self, sample_rate: int) -> np.ndarray:
+        """int64 [N] samples of each clip at a rate, without decoding it; 0 if it is unreadable."""
+        indices = self._permuted(np.arange(len(self)))
+        lengths = self.clips.lengths(sample_rate)
+        return lengths[indices if self._chosen is None else self._chosen[indices]]
+
+    def _count(self) -> int:
+        return len(self.clips) if self._chosen is None else len(self._chosen)
+
+    def _number(self, index: int) -> int:
+        return index if self._chosen is None else int(self._chosen[index])
+
+    def _read(self, index: int) -> dict[str, Any]:
+        example = self.clips.read(self._number(index))
+        if "speaker" in example:
+            number = self._numbers.get(example["speaker"])
+            if number is None:
+                raise CorruptExample(f"its speaker '{example['speaker']}' is in no index")
+            example["speaker"] = number
+        return example
+
+    def _describe(self, index: int) -> str:
+        return self.clips.describe(self._number(index))
