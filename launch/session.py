@@ -76,7 +76,7 @@ def compile_only(config: Any) -> int:
     from encoders.training.loop import compile_step
 
     experiment = Experiment(config)
-    batch = experiment.example_batch(experiment.sections.batch_size)
+    batch = experiment.example_batch(experiment.batch_rows)
     state = experiment.abstract_state.replace(frozen_teacher=experiment.load_frozen_teacher())
     _, seconds = compile_step(experiment, state, batch)
     print(f"compiled the training step in {seconds:.1f} s")

@@ -40,7 +40,7 @@ def memory(experiment: object) -> dict[str, int]:
         name: jax.ShapeDtypeStruct(
             value.shape, value.dtype, sharding=batch_sharding(experiment.mesh)
         )
-        for name, value in experiment.example_batch(experiment.sections.batch_size).items()
+        for name, value in experiment.example_batch(experiment.batch_rows).items()
     }
     found = experiment.step().lower(experiment.abstract_state, batch).compile().memory_analysis()
     return {

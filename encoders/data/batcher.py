@@ -15,7 +15,7 @@ from encoders.errors import ConfigError, DataError
 _TRIES = 100
 _NARROW = {"i8": "i4", "u8": "u4", "f8": "f4"}  # jax keeps 32 bits
 
-Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+Spec = dict[str, tuple[tuple[int, ...] | None, np.dtype]]  # None: of any shape
 Batch = dict[str, np.ndarray]
 
 
@@ -27,21 +27,34 @@ class Corruption:
     reason: str
 
 
+def packer_of(transforms: Sequence[Callable]) -> Any:
+    """The transform that packs several examples into a row, as `PackPatches` does, or None.
+
+    Raises:
+      ConfigError: there are two.
+    """
+    found = [transform for transform in transforms if hasattr(transform, "pack")]
+    if len(found) > 1:
+        raise ConfigError("data.transforms: two of them pack rows, where one can.")
+    return found[0] if found else None
+
+
 class Batcher:
     """Makes local batches. Picklable, so that worker processes make the same ones.
 
     Example p = step * batch_size + row of the endless stream is source[source.indices_at(p)],
     transformed with random numbers keyed by (seed, p): no state moves from step to step or from
     row to row, so any split of the rows over processes, workers and threads gives the same global
-    batch.
+    batch. Where a transform packs, neighbouring examples share a row, and are the same examples.
+    Where the source has buckets, every batch is of one, and its shapes are those of the bucket.
 
     Args:
       source: random access to examples.
       transforms: callables (example, rng) -> example, applied in order.
-      batch_size: rows of the global batch.
+      batch_size: examples of the global batch.
       seed: of the order and of the transforms.
       shuffle: False keeps the source's order.
-      rows: sorted positions in the global batch of the rows to make; None makes all.
+      rows: sorted positions in the global batch of the examples to make; None makes all.
     """
 
     def __init__(
@@ -60,8 +73,13 @@ class Batcher:
             raise ConfigError(f"seed: expected a number in [0, 2**64), got {seed}.")
         self.source, self.transforms = source, tuple(transforms)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.rows = np.arange(batch_size) if rows is None else np.asarray(rows)
-        self._spec: Spec | None = None
+        self.packer = packer_of(self.transforms)
+        self.per_row = 1 if self.packer is None else self.packer.images
+        rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+        if len(rows) % self.per_row:
+            raise ConfigError(f"batch_size: rows of {self.per_row} images do not make {len(rows)}.")
+        self.rows = rows.reshape(-1, self.per_row)  # those of each row
+        self._specs: dict[int, tuple[Spec, Spec]] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,26 +94,45 @@ class Batcher:
         return len(self.rows)
 
     @property
-    def spec(self) -> Spec:
-        """Name -> (shape, dtype) of the fields of the first example, which all others share.
+    def buckets(self) -> int:
+        """How many shapes batches come in."""
+        return len(getattr(self.source, "sizes", (None,)))
 
-        Of a mixture, of those that the first examples of all its sources have.
+    def bucket_at(self, step: int) -> int:
+        """Which of the shapes the batch at a step has."""
+        return self.source.bucket_at(step) if hasattr(self.source, "bucket_at") else 0
+
+    def _both_specs(self, bucket: int) -> tuple[Spec, Spec]:
+        """Of an example, and of a row: as the bucket's first example has them, and all others.
+
+        Of a mixture, of those fields that the first examples of all its sources have.
         """
         with self._lock:
-            if self._spec is None:
-                index = self.source.indices_at(np.zeros(1, np.int64), self.seed, self.shuffle)
-                fields, _ = self._make(0, int(index[0]))
+            if bucket not in self._specs:
+                if hasattr(self.source, "first_of"):
+                    index = self.source.first_of(bucket)
+                else:
+                    start = np.zeros(1, np.int64)
+                    index = int(self.source.indices_at(start, self.seed, self.shuffle)[0])
+                fields, _ = self._make(0, index)
                 for start in getattr(self.source, "starts", ()):
                     others, _ = self._make(0, start)
                     fields = {name: value for name, value in fields.items() if name in others}
-                self._spec = {name: (value.shape, value.dtype) for name, value in fields.items()}
-            return self._spec
+                spec = _spec(fields)
+                if self.packer is None:
+                    self._specs[bucket] = spec, spec
+                else:
+                    row = self.packer.pack([fields] * self.per_row)
+                    varying = {name: (None, spec[name][1]) for name in self.packer.varying}
+                    self._specs[bucket] = spec | varying, _spec(row)
+            return self._specs[bucket]
 
-    def empty(self) -> Batch:
-        """Uninitialised arrays [local rows, ...] for one local batch."""
+    def empty(self, bucket: int = 0) -> Batch:
+        """Uninitialised arrays [local rows, ...] for one local batch of a bucket."""
+        _, spec = self._both_specs(bucket)
         return {
             name: np.empty((self.local_size, *shape), dtype)
-            for name, (shape, dtype) in {**self.spec, "row": ((), np.dtype("i4"))}.items()
+            for name, (shape, dtype) in {**spec, "row": ((), np.dtype("i4"))}.items()
         }
 
     def fill(
@@ -109,19 +146,24 @@ class Batcher:
         Raises:
           DataError: nothing usable was found, or an example has another shape than the first one.
         """
-        spec = self.spec
+        spec, _ = self._both_specs(self.bucket_at(step))
         rows = self.rows[start:stop]
         positions = step * self.batch_size + rows
-        indices = self.source.indices_at(positions, self.seed, self.shuffle)
+        indices = self.source.indices_at(positions.reshape(-1), self.seed, self.shuffle)
         corruptions: list[Corruption] = []
-        for place, (row, position, index) in enumerate(
+        indices = indices.reshape(rows.shape)
+        for place, (row, places, examples) in enumerate(
             zip(rows.tolist(), positions.tolist(), indices.tolist(), strict=True), start
         ):
-            fields, met = self._make(position, index, spec)
-            corruptions += met
+            made = []
+            for position, index in zip(places, examples, strict=True):
+                fields, met = self._make(position, index, spec)
+                made.append(fields)
+                corruptions += met
+            fields = made[0] if self.packer is None else self.packer.pack(made)
             for name, value in fields.items():
                 out[name][place] = value
-            out["row"][place] = row
+            out["row"][place] = row[0] // self.per_row
         return corruptions
 
     def _make(
@@ -170,6 +212,10 @@ def make_example(
     return fields
 
 
+def _spec(fields: Batch) -> Spec:
+    return {name: (value.shape, value.dtype) for name, value in fields.items()}
+
+
 def check_fields(fields: Batch, spec: Spec | None, source: Source, index: int) -> Batch:
     """The fields that `spec` names, which must have its shapes.
 
@@ -183,6 +229,8 @@ def check_fields(fields: Batch, spec: Spec | None, source: Source, index: int) -
         if name not in fields:
             raise CorruptExample(f"no field '{name}', only {sorted(fields)}")
         found = fields[name]
+        if shape is None:
+            shape = found.shape
         if found.shape != shape or found.dtype != dtype:
             raise DataError(
                 f"{source.describe(index)}: field '{name}' is {found.dtype} "

@@ -52,16 +52,27 @@ class PipelineStats:
       examples: examples delivered.
       corrupt: unusable ones met and replaced; one met in two epochs counts twice.
       names: where each is -> what was wrong.
+      filled, places: samples of clips of sound that were delivered, and those with their padding.
     """
 
     examples: int = 0
     corrupt: int = 0
     names: dict[str, str] = dataclasses.field(default_factory=dict)
+    filled: int = 0
+    places: int = 0
 
     @property
     def corrupt_rate(self) -> float:
         """Unusable examples as a fraction of those tried."""
         return self.corrupt / max(1, self.examples + self.corrupt)
+
+    def metrics(self) -> dict[str, float]:
+        """What a run logs: corrupt examples, and the padding and mean row of clips of sound."""
+        found = {"corrupt_examples": self.corrupt}
+        if self.places:
+            found["padding"] = 1 - self.filled / self.places
+            found["row_samples"] = self.places / self.examples
+        return found
 
 
 class Pipeline:
@@ -69,12 +80,12 @@ class Pipeline:
 
     Args:
       source: random access to examples.
-      transforms: callables (example, rng) -> example.
-      batch_size: rows of the global batch.
+      transforms: callables (example, rng) -> example; one may pack several into a row.
+      batch_size: examples of the global batch.
       seed: of the order and of the transforms.
       shuffle: False keeps the source's order in every epoch.
-      rows: sorted positions in the global batch of this process's rows, as `local_rows` gives them
-        for a mesh; None means all.
+      rows: sorted positions in the global batch of this process's examples, as `local_rows` gives
+        them for a mesh; None means all.
       threads: threads that make batches ahead in `iterate`; None takes one per core, 0 makes them
         in the caller.
       processes: worker processes instead of threads, for transforms that hold Python's lock.
@@ -104,7 +115,7 @@ class Pipeline:
         self.processes = processes
         self.max_corrupt_rate = max_corrupt_rate
         self.stats = PipelineStats()
-        epoch = -(-len(source) * self.batcher.local_size // batch_size)
+        epoch = -(-len(source) * self.batcher.rows.size // batch_size)
         self._rate_sample = min(_RATE_SAMPLE, epoch)
 
     @property
@@ -119,7 +130,7 @@ class Pipeline:
         Raises:
           DataError: too many examples are corrupt, or all are.
         """
-        out = self.batcher.empty()
+        out = self.batcher.empty(self.batcher.bucket_at(step))
         return self._deliver(out, self.batcher.fill(step, out))
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
@@ -141,7 +152,7 @@ class Pipeline:
 
         def submit() -> None:
             for step in itertools.islice(steps, 1):
-                out = batcher.empty()
+                out = batcher.empty(batcher.bucket_at(step))
                 parts = [
                     pool.submit(
                         batcher.fill, step, out, first, min(first + chunk, batcher.local_size)
@@ -168,8 +179,11 @@ class Pipeline:
 
     def _deliver(self, batch: Batch, corruptions: list[Corruption]) -> Batch:
         stats = self.stats
-        stats.examples += len(batch["row"])
+        stats.examples += self.batcher.rows.size
         stats.corrupt += len(corruptions)
+        if "waveform" in batch and "length" in batch:
+            stats.filled += int(batch["length"].sum(dtype=np.int64))
+            stats.places += batch["waveform"].size
         for met in corruptions:
             if met.name not in stats.names:
                 stats.names[met.name] = met.reason

@@ -45,7 +45,8 @@ class BindContrast(ImageTextObjective):
                 f"objective: 'bind' needs an encoder of several kinds, and model is "
                 f"{type(self.encoder).__name__}; name 'imagebind'."
             )
-        found = super().embed(batch, train=train)
+        (_, image), (_, text) = self.encode(batch, train=train)
+        found = {"image": image, "text": text}
         for name in self.encoder.names[2:]:
             if name not in batch:
                 raise ConfigError(

@@ -2,7 +2,7 @@
 
 What differs from other objectives: the encoder is two towers (`Towers`), and an example is a pair,
 batch['image'] [B, H, W, C], or patches and their batch['shapes'] (see `ViT`), with batch['ids'] and
-batch['segments'] int32 [B, T].
+batch['segments'] int32 [B, T]. Where S images share a row of patches, these are [B, S, T].
 
   softmax_contrast   CLIP (arXiv 2103.00020), ALIGN (2102.05918), LiT (2111.07991)
   sigmoid_contrast   SigLIP (2303.15343)
@@ -13,6 +13,7 @@ LiT is `locked` of the towers, FLIP (2212.00794) is `token_drop` of the image to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,11 +28,30 @@ from encoders.parallel.sharding import current_mesh
 from encoders.types import Encoded, Outcome
 
 
+def per_pair(batch: Batch) -> Batch:
+    """The batch with each text by itself, [B * S, ...], where S images share a row of patches.
+
+    A place of a row that holds no image is then not valid.
+    """
+    if not _packed(batch):
+        return batch
+    real = batch["shapes"].prod(-1) > 0
+    texts = {name: batch[name] for name in ("ids", "segments")}
+    texts["valid"] = real & batch["valid"] if "valid" in batch else real
+    flat = {name: x.reshape(real.size, *x.shape[2:]) for name, x in texts.items()}
+    return {"image": batch["image"], "shapes": batch["shapes"], **flat}
+
+
+def _packed(batch: Batch) -> bool:
+    return "shapes" in batch and batch["shapes"].ndim == 3
+
+
 class ImageTextObjective(Objective):
     """Base of losses over all pairs of an image and a text of the global batch.
 
     The loss is a sum over examples. Its metrics are the shares of images and of texts that fit
-    their counterpart better than all others, and the scale of the cosines.
+    their counterpart better than all others, the scale of the cosines, and the share of padding of
+    images that are patches.
 
     Attributes:
       encoder: the two towers.
@@ -49,14 +69,28 @@ class ImageTextObjective(Objective):
     def embed(self, batch: Batch, *, train: bool = False) -> dict[str, jax.Array]:
         """Embeddings of a (micro-)batch, {'image': [B, E], 'text': [B, E]}, of length 1.
 
+        They are [B, S, E] where S images share a row: parts of a batch are parts of its rows.
+
         Raises:
           ConfigError: the encoder is not two towers, or a text is longer than its tower.
         """
-        (_, image), (_, text) = self.encode(batch, train=train)
-        return {"image": image, "text": text}
+        (_, image), (_, text) = self._towers(per_pair(batch), train)
+        return {"image": image, "text": text.reshape(image.shape)}
 
     def encode(self, batch: Batch, *, train: bool) -> tuple[tuple[Encoded, jax.Array], ...]:
-        """What each tower makes of a batch, and the embeddings [B, E]: of images, and of texts."""
+        """What each tower makes of a batch, and the embeddings [B, E]: of images, and of texts.
+
+        Raises:
+          ConfigError: as `embed`, or images share a row, whose tokens are then no image's own.
+        """
+        if _packed(batch):
+            raise ConfigError(
+                f"objective: {type(self).__name__} reads the tokens of images that have a row of "
+                "their own; name 'to_patches' in data.transforms, not 'pack_patches'."
+            )
+        return self._towers(batch, train)
+
+    def _towers(self, batch: Batch, train: bool) -> tuple[tuple[Encoded, jax.Array], ...]:
         if not isinstance(self.encoder, Towers):
             raise ConfigError(
                 f"objective: {type(self).__name__} compares images with texts, and model is "
@@ -72,9 +106,10 @@ class ImageTextObjective(Objective):
     def compare(self, embedded: Mapping[str, jax.Array], batch: Batch) -> Outcome:
         """The loss of a whole batch from its embeddings."""
         scale, bias = self.encoder.scale_and_bias()
+        batch = per_pair(batch)
         valid = valid_weights(batch)
         caption = fingerprints(batch["ids"]) if self.duplicates else None
-        image, text = embedded["image"], embedded["text"]
+        image, text = (embedded[x].reshape(len(valid), -1) for x in ("image", "text"))
         mesh, smoothing = current_mesh(), self.label_smoothing
         found = contrast(self.kind, image, text, scale, bias, valid, caption, mesh, smoothing)
         count, one = valid.sum(), jnp.float32(1)
@@ -85,6 +120,9 @@ class ImageTextObjective(Objective):
         }
         if self.encoder.logit_bias is not None:
             metrics["logit_bias"] = (jax.lax.stop_gradient(bias), one)
+        if "shapes" in batch:
+            places = jnp.float32(math.prod(batch["image"].shape[:2]))
+            metrics["padding"] = (places - batch["shapes"].prod(-1).sum(), places)
         return Outcome(found.loss, count, metrics)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:

@@ -128,7 +128,7 @@ def sizes(experiment: Experiment) -> list[str]:
     shapes = jax.tree.leaves(experiment.param_shapes)
     count = sum(math.prod(leaf.shape) for leaf in shapes)
     state = experiment.abstract_state
-    batch = experiment.example_batch(experiment.sections.batch_size)
+    batch = experiment.example_batch(experiment.batch_rows)
     mesh = ", ".join(f"{axis} {size}" for axis, size in experiment.mesh.shape.items())
     lines = [
         f"parameters = {count:,}",

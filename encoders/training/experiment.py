@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from encoders import loading, rules
 from encoders.config import Durations, arguments, bind, build, construct, to_plain
 from encoders.data import PREPROCESSING, SOURCES, Pipeline, build_transforms
+from encoders.data.batcher import packer_of
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation import EVALUATORS, FeatureExtractor
 from encoders.models import MODELS
@@ -52,6 +53,7 @@ class Experiment:
         self.preprocessing = build(PREPROCESSING, sections.preprocessing, "preprocessing")
         self.objective = build_objective(self.config, self.preprocessing)
         self.transforms = build_transforms(sections.data.transforms, self.preprocessing)
+        self._packer = packer_of(self.transforms)
         self._open_source = bind(
             SOURCES, sections.data.source, "data.source", **self.preprocessing.for_sources
         )
@@ -64,13 +66,15 @@ class Experiment:
     # --- what the config says -------------------------------------------------------------------
 
     def _check_batch(self) -> None:
-        rows, micro = self.sections.batch_size, self.sections.hardware.micro_batches
-        shards = batch_shards(self.mesh)
-        if rows < 1 or micro < 1 or rows % (shards * micro):
+        size, micro = self.sections.batch_size, self.sections.hardware.micro_batches
+        shards, each = batch_shards(self.mesh), self._per_row
+        parts = shards * micro * each
+        if size < 1 or micro < 1 or size % parts:
+            of = f" of rows of {each} images" if each > 1 else ""
             raise ConfigError(
-                f"batch_size: {rows} cannot be cut into {shards} device shards x {micro} "
-                f"micro-batches; the nearest that can is "
-                f"{max(1, round(rows / (shards * micro))) * shards * micro}."
+                f"batch_size: {size} cannot be cut into {shards} device shards x {micro} "
+                f"micro-batches{of}; the nearest that can is "
+                f"{max(1, round(size / parts)) * parts}."
             )
         if micro > 1 and self.objective.whole_batch and not hasattr(self.objective, "embed"):
             raise ConfigError(
@@ -78,6 +82,15 @@ class Experiment:
                 f"a whole batch, which {micro} parts would change; set it to 1, and model.remat to "
                 "save memory."
             )
+
+    @property
+    def _per_row(self) -> int:
+        return 1 if self._packer is None else self._packer.images
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch: its examples, or fewer where several are packed into a row."""
+        return self.sections.batch_size // self._per_row
 
     def _bind_evaluator(self, name: str, section: Mapping) -> tuple[Callable, Mapping | None]:
         where = f"evaluators.{name}"
@@ -180,7 +193,8 @@ class Experiment:
 
     def example_batch(self, rows: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the shapes and types that training will see."""
-        return self.objective.example_batch(self.preprocessing, rows)
+        batch = self.objective.example_batch(self.preprocessing, rows * self._per_row)
+        return batch if self._packer is None else self._packer.example_rows(batch)
 
     def init_variables(self, key: jax.Array) -> Any:
         """The objective's variables, random; float32."""
@@ -310,7 +324,8 @@ class Experiment:
 
     def flops_per_example(self) -> float:
         """FLOPs of one training example: forward, and twice that backward."""
-        return 3.0 * self.objective.flops(self.preprocessing.input_size)
+        size = self.preprocessing.input_size
+        return 3.0 * self.objective.flops(self._packer.input_size(size) if self._packer else size)
 
 
 def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:

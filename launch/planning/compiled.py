@@ -28,7 +28,7 @@ def lower(experiment: Experiment) -> Any:
     place = batch_sharding(experiment.mesh)
     batch = {
         name: jax.ShapeDtypeStruct(
-            (experiment.sections.batch_size, *value.shape[1:]), value.dtype, sharding=place
+            (experiment.batch_rows, *value.shape[1:]), value.dtype, sharding=place
         )
         for name, value in experiment.example_batch(1).items()
     }

@@ -118,7 +118,7 @@ def run(config: Any, machine: Machine, keep: int, show: Callable[[str], None] = 
     found = list(
         candidates(
             len(machine.devices),
-            probe.sections.batch_size,
+            probe.batch_rows,
             heads,
             machine.slices if machine.chip.torus else 1,
         )

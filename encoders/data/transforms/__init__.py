@@ -17,7 +17,7 @@ from encoders.data.transforms.geometry import (
     RandomResizedCrop,
     Resize,
 )
-from encoders.data.transforms.patches import ToPatches
+from encoders.data.transforms.patches import PackPatches, ToPatches
 from encoders.data.transforms.rand_augment import RandAugment
 from encoders.data.transforms.tokenize import Tokenize
 from encoders.data.transforms.tokenize_texts import TokenizeTexts
@@ -35,6 +35,7 @@ TRANSFORMS = {
     "random_grayscale": RandomGrayscale,
     "random_erasing": RandomErasing,
     "to_patches": ToPatches,
+    "pack_patches": PackPatches,
     "arrays": Arrays,
     "decode_audio": DecodeAudio,
     "spell_transcript": SpellTranscript,
