@@ -1,15 +1,16 @@
-"""The Gumbel product quantizer of wav2vec 2.0 (arXiv 2006.11477, section 2).
+"""Quantizers: vectors to entries of codebooks.
 
-A vector chooses one of V entries from each of G codebooks; the entries, end to end, are what stands
-for it. In training the choice is that of logits with Gumbel noise, and its gradient that of the
-softmax of the same, at a temperature that sinks (arXiv 1611.01144). From the logits on, all is
-float32.
+wav2vec 2.0 (arXiv 2006.11477, section 2) learns them: a vector chooses one of V entries from each
+of G codebooks; the entries, end to end, are what stands for it. In training the choice is that of
+logits with Gumbel noise, and its gradient that of the softmax of the same, at a temperature that
+sinks (arXiv 1611.01144). From the logits on, all is float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,7 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from encoders.errors import ConfigError
+from encoders.layers.initializers import xavier_uniform
 from encoders.layers.linear import Linear
+from encoders.layers.pooling import unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +119,45 @@ class GumbelQuantizer(nn.Module):
         return 2.0 * self.entries * (features * self.groups + self.width)
 
 
+class RandomQuantizer(nn.Module):
+    """Vectors to the nearest of random ones, after a random projection (BEST-RQ, arXiv 2202.01855).
+
+    Neither is ever trained: both are in the collection 'constants', float32.
+
+    Attributes:
+      books: N, projections, each with a codebook.
+      entries: V, of each codebook.
+      width: D, of entries.
+    """
+
+    books: int = 1
+    entries: int = 8192
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """int32 [..., N], the entries nearest to the projections of x [..., C], all of length 1."""
+
+        def constant(name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
+            def draw() -> jax.Array:
+                keys = jax.random.split(self.make_rng("params"), self.books)
+                return jax.vmap(lambda key: init(key, shape))(keys)
+
+            return self.variable("constants", name, draw).value
+
+        projection = constant("projection", xavier_uniform(), (x.shape[-1], self.width))
+        codebook = constant("codebook", jax.random.normal, (self.entries, self.width))
+        x = x.astype(jnp.float32)
+        found = jnp.einsum("...c,ncd->...nd", x, projection, precision="highest")
+        # The vector's own length makes no difference to which entry is nearest.
+        products = jnp.einsum("...nd,nvd->...nv", found, unit(codebook), precision="highest")
+        return products.argmax(-1).astype(jnp.int32)
+
+
 def perplexity(shares: jax.Array) -> jax.Array:
     """exp(entropy), summed over the codebooks, of shares [..., G, V] that add up to 1 over V.
 
     G where each codebook has one entry in use, and G * V where all are used alike.
     """
-    entropy = -(shares * jnp.log(shares + 1e-7)).sum(-1)
+    entropy = -(shares * jnp.log(shares + 1e-20)).sum(-1)
     return jnp.exp(entropy).sum(-1)

@@ -11,11 +11,17 @@ from encoders.training.state import TrainState
 from encoders.training.step import make_step
 
 
-def one_step(module, params, batch, mesh, micro_batches=1):
+def one_step(module, params, batch, mesh, micro_batches=1, stats=None):
     """Metrics and gradients of step 3, with everything sharded that can be."""
+    state, metrics = stepped(module, params, batch, mesh, micro_batches, stats)
+    return metrics, jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
+
+
+def stepped(module, params, batch, mesh, micro_batches=1, stats=None, teacher=None):
+    """The state after that step, and its metrics; a teacher stays as it is."""
     optimizer = optax.sgd(1.0)  # so that the change of the parameters is the gradient
     placed = jax.device_put(params, named(mesh, parameter_specs(params, mesh, min_size=1)))
-    state = TrainState(jnp.int32(3), placed, {}, optimizer.init(placed))
+    state = TrainState(jnp.int32(3), placed, stats or {}, optimizer.init(placed), teacher=teacher)
     step = make_step(
         module,
         optimizer,
@@ -24,6 +30,6 @@ def one_step(module, params, batch, mesh, micro_batches=1):
         normalize=lambda x: x,
         mesh=mesh,
         micro_batches=micro_batches,
+        momentum=optax.constant_schedule(1.0),
     )
-    state, metrics = jax.jit(step)(state, to_device(batch, mesh))
-    return metrics, jax.tree.map(lambda old, new: old - np.asarray(new), params, state.params)
+    return jax.jit(step)(state, to_device(batch, mesh))
