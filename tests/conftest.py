@@ -1,16 +1,20 @@
 """Every test runs on the CPU, seen by jax as eight devices, so sharding is tested everywhere."""
 
+import importlib.metadata
 import os
 
 import pytest
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
 # Here, and in the processes that tests start: what is compiled runs for a few steps, so compiling
 # fast matters more than running fast.
+QUICK = ["--xla_cpu_parallel_codegen_split_count=1"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # takes a third off; later it is gone
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), *QUICK, "--xla_force_host_platform_device_count=8"]
+)
 
 
 def pytest_addoption(parser):

@@ -1,6 +1,5 @@
 """Several processes save one sharded state; any number of processes reads it back."""
 
-import os
 import pathlib
 import socket
 import subprocess
@@ -8,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+from running import environment
 
 from encoders.checkpoints.store import CheckpointStore
 
@@ -18,11 +18,6 @@ def run_peers(directory, count, mode):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONPATH": str(HERE.parents[1]),
-    }
     peers = [
         subprocess.Popen(
             [
@@ -34,7 +29,7 @@ def run_peers(directory, count, mode):
                 str(i),
                 mode,
             ],
-            env=environment,
+            env=environment(2),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import shlex
 import shutil
@@ -15,6 +14,7 @@ import types
 import fake_sweep
 import pytest
 from rendered import ROOT, assert_documented, assert_reviewed, documented_commands
+from running import environment
 
 from encoders.errors import ConfigError
 from launch import sweep
@@ -337,8 +337,7 @@ def test_runs_at_a_time_share_the_gpus(visible, jobs, expected):
 
 
 def test_four_real_runs_two_at_a_time(tmp_path):
-    one = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    one |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": ""}
+    one = environment(1, JAX_COMPILATION_CACHE_DIR="")
     command = [sys.executable, "-m", "launch.sweep", "--config", TINY, "--workdir", str(tmp_path)]
     quick = ["--config.data.source.num_examples=16", "--config.log.tensorboard=False"]
     done = subprocess.run(

@@ -1,7 +1,6 @@
 """Two processes with two devices each train and evaluate as one process with one device does."""
 
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import jax
 import peer
 import pytest
+from running import environment
 
 HERE = pathlib.Path(__file__).parent
 MESHES = [
@@ -23,18 +23,13 @@ def run_peers(meshes, count=2, devices=2):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(HERE.parents[1]),
-    }
     peers = [
         subprocess.Popen(
             [
                 *(sys.executable, str(HERE / "peer.py"), address, str(count), str(index)),
                 *map(json.dumps, meshes),
             ],
-            env=environment,
+            env=environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -15,8 +15,8 @@ CONFIG = str(pathlib.Path(tiny.__file__))
 
 
 def environment(devices=1, **variables):
-    forced = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": forced, "PYTHONPATH": str(ROOT), **variables}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **variables}
 
 
 def launch(workdir, *arguments, module="launch.local", config=CONFIG, devices=1, **options):

@@ -1,7 +1,6 @@
 """The loop as its users meet it: resumed, interrupted, and given what cannot work."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from running import environment
 
 from encoders.checkpoints.store import CheckpointStore
 from encoders.errors import STOPPED, CheckpointError, ConfigError, NonFiniteError
@@ -31,9 +31,8 @@ def experiment(config):
 
 def launch(workdir, *arguments):
     command = [sys.executable, "-m", "launch.local", "--config", CONFIG, "--workdir", str(workdir)]
-    two = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     return subprocess.Popen(
-        command + list(arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=two
+        command + list(arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment(2)
     )
 
 
