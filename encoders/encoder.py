@@ -71,7 +71,7 @@ class Encoder:
           ConfigError: the size does not divide into patches, or a layer does not exist.
         """
         images, given = self._prepared(images, shapes)
-        return self._apply(self.variables, images, mask, keep, given, _hashable(layers))
+        return self._apply(self.variables, images, mask, keep, given, hashable(layers))
 
     @functools.cached_property
     def _apply(self) -> Any:
@@ -201,7 +201,7 @@ class TextEncoder(Encoder):
             if not (mask.dtype == bool or np.isin(mask, (0, 1)).all()):
                 raise DataError("mask: expected True where a token is real and False elsewhere.")
             given["mask"] = mask.astype(bool)
-        return self._apply(self.variables, ids, given, _hashable(layers))
+        return self._apply(self.variables, ids, given, hashable(layers))
 
     @functools.cached_property
     def _apply(self) -> Any:
@@ -360,7 +360,8 @@ def checked_texts(texts: Any, name: str) -> list[str]:
     return texts
 
 
-def _hashable(layers: Layers) -> Literal["all"] | tuple[int, ...]:
+def hashable(layers: Layers) -> Literal["all"] | tuple[int, ...]:
+    """Asked-for layers as jit's static arguments take them."""
     return "all" if layers == "all" else tuple(int(layer) for layer in layers)
 
 

@@ -40,6 +40,7 @@ from encoders.models.vit import ViT
 from encoders.objectives import OBJECTIVES
 from encoders.pair import PairEncoder
 from encoders.rules import unflatten
+from encoders.speech import SpeechEncoder
 
 Choice = Literal["auto", "ema", "params"]
 FORMATS = ("native", "hf", "open_clip", "sentence-transformers", "timm")
@@ -72,7 +73,8 @@ def load(path: str | os.PathLike, *, weights: Choice = "auto") -> Encoder:
     pooling = (found.objective or {}).get("pooling")
     if pooling is not None and "embedding" not in metadata:  # what it was trained with
         metadata = {**metadata, "embedding": {"pooling": [pooling]}}
-    kind = {"text": TextEncoder, "image_text": PairEncoder}.get(module.modality, Encoder)
+    kinds = {"text": TextEncoder, "image_text": PairEncoder, "audio": SpeechEncoder}
+    kind = kinds.get(module.modality, Encoder)
     return kind(module, variables, preprocessing, metadata, found.objective, heads)
 
 

@@ -131,6 +131,8 @@ class PositionalConv(nn.Module):
             place = "" if self.depth == 1 else f"_{layer}"
             shape = (self.kernel, max(width // self.groups, 1), width)
             init = nn.initializers.normal(2 / math.sqrt(self.kernel * width))
+            if not self.weight_norm:  # PyTorch's
+                init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
             kernel = self.param(f"kernel{place}", init, shape)
             bias = self.param(f"bias{place}", nn.initializers.zeros, (width,))
             if self.weight_norm:

@@ -4,11 +4,14 @@ from encoders.models.albert import ALBERT
 from encoders.models.bert import BERT
 from encoders.models.clip_resnet import CLIPResNet
 from encoders.models.clip_text import CLIPText
+from encoders.models.conformer import Conformer
+from encoders.models.data2vec_audio import Data2VecAudio
 from encoders.models.deberta import DeBERTa
 from encoders.models.distilbert import DistilBERT
 from encoders.models.efficientnet import EfficientNet
 from encoders.models.electra import ELECTRA
 from encoders.models.graphcodebert import GraphCodeBERT
+from encoders.models.hubert import HuBERT
 from encoders.models.imagebind import ImageBind
 from encoders.models.modernbert import ModernBERT
 from encoders.models.precomputed import Precomputed
@@ -26,11 +29,14 @@ MODELS = {
     "bert": BERT,
     "clip_resnet": CLIPResNet,
     "clip_text": CLIPText,
+    "conformer": Conformer,
+    "data2vec_audio": Data2VecAudio,
     "deberta": DeBERTa,
     "distilbert": DistilBERT,
     "efficientnet": EfficientNet,
     "electra": ELECTRA,
     "graphcodebert": GraphCodeBERT,
+    "hubert": HuBERT,
     "imagebind": ImageBind,
     "modernbert": ModernBERT,
     "precomputed": Precomputed,

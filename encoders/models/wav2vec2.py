@@ -116,6 +116,7 @@ class Wav2Vec2(nn.Module):
     remat: str = "none"
 
     modality = "audio"
+    WEIGHT_NORM = True  # of positions; where there is none, each of their layers has a norm
 
     # Section 4.2 of the paper; '1B' and '2B' are XLS-R's (arXiv 2111.09296, table 1).
     SIZES = {  # noqa: RUF012
@@ -286,14 +287,17 @@ class Wav2Vec2(nn.Module):
         )
 
     def _positions(self) -> PositionalConv:
-        kernel, groups, depth = self._position_shape()
         return PositionalConv(
-            kernel, groups, depth, formulation=self.position_formulation, name="positions"
+            *self._position_shape(),
+            weight_norm=self.WEIGHT_NORM,
+            plain_norm=not self.WEIGHT_NORM,
+            formulation=self.position_formulation,
+            name="positions",
         )
 
     def _position_shape(self) -> tuple[int, int, int]:
         """(kernel, groups, depth) of the convolution of positions."""
-        return self.position_kernel, self.position_groups, 1
+        return self.position_kernel, self.position_groups, getattr(self, "position_depth", 1)
 
 
 def _scale_gradient(x: jax.Array, scale: float) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from encoders.models.data2vec_audio import Data2VecAudio
 from encoders.models.wav2vec2 import Wav2Vec2
 
 SIZES = dict(width=24, depth=2, mlp_dim=48, num_heads=3)
@@ -16,6 +17,7 @@ TINY = dict(
 MODELS = {
     "base": Wav2Vec2(**TINY),
     "large": Wav2Vec2("large", **TINY, normalize_waveform=True),
+    "data2vec": Data2VecAudio(**TINY | dict(position_kernel=3, position_depth=2)),
 }
 RNG = np.random.default_rng(0)
 LENGTHS = np.array([400, 311])

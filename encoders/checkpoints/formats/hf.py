@@ -33,6 +33,7 @@ from encoders.checkpoints.formats import (
     hf_modernbert,
     hf_resnet,
     hf_siglip,
+    hf_speech,
     hf_text,
     hf_whisper,
     hf_xlnet,
@@ -68,7 +69,7 @@ from encoders.layers.position import sincos2d
 # Each has FAMILIES: model_type -> what has `defaults`, the config fields that a file may leave out;
 # MODELS: names in `encoders.models.MODELS` that it writes; and read and write, as `hf_text` has.
 _TEXT = (hf_text, hf_deberta, hf_modernbert, hf_xlnet)
-_SPEECH = (hf_whisper,)  # as those of texts
+_SPEECH = (hf_speech, hf_whisper)  # as those of texts
 _TOWERS = (hf_align, hf_clip, hf_siglip)  # of two towers: FAMILIES, read and write
 _TEXT_READERS = {model_type: module for module in _TEXT for model_type in module.FAMILIES}
 _SPEECH_READERS = {model_type: module for module in _SPEECH for model_type in module.FAMILIES}

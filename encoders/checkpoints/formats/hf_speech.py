@@ -1,0 +1,534 @@
+"""Hugging Face transformers' encoders of raw speech: wav2vec 2.0, HuBERT, data2vec, in and out.
+
+A family is a table of names, read in both directions. Heads of wav2vec 2.0's pre-training are the
+objective 'speech_contrast', a letter model (...ForCTC) is 'ctc' with the characters of vocab.json;
+those of other tasks are left out on import, and listed in the metadata. Weight norm of the
+positions is read under both of PyTorch's names, weight_g and weight_v or parametrizations, and
+written under the first, which all versions understand.
+
+Whether waveforms are normalised is said in preprocessor_config.json; where there is none, those of
+networks with layer norms in their convolutions are, as published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from encoders.checkpoints.formats import files, hf_heads
+from encoders.checkpoints.formats.hf_processor import FILE
+from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, activation
+from encoders.checkpoints.formats.mapping import (
+    Exported,
+    Imported,
+    Rule,
+    dump_tensors,
+    linear,
+    norm,
+    rename,
+    vector,
+)
+from encoders.errors import CheckpointError
+from encoders.layers.conv_features import receptive_field
+from encoders.layers.mlp import GATED
+
+VOCABULARY = "vocab.json"
+
+# Our field -> theirs.
+_FIELDS = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "mlp": "hidden_act",
+    "norm_eps": "layer_norm_eps",
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "mlp_dropout": "activation_dropout",
+    "input_dropout": "feat_proj_dropout",
+    "layer_drop": "layerdrop",
+    "conv_kernels": "conv_kernel",
+    "conv_strides": "conv_stride",
+    "conv_bias": "conv_bias",
+    "position_groups": "num_conv_pos_embedding_groups",
+}
+_WAV2VEC2 = {
+    **_FIELDS,
+    "conv_norm": "feat_extract_norm",
+    "pre_norm": "do_stable_layer_norm",
+    "position_kernel": "num_conv_pos_embeddings",
+}
+_DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.1,
+    "layerdrop": 0.1,
+    "feat_extract_activation": "gelu",
+    "conv_dim": [512] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "conv_bias": False,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+}
+_WAV2VEC2_DEFAULTS = {
+    **_DEFAULTS,
+    "feat_extract_norm": "group",
+    "do_stable_layer_norm": False,
+    "add_adapter": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One model_type.
+
+    Attributes:
+      name: of our model.
+      trunk: class of the encoder alone.
+      prefix: what its tensors are under in models with heads.
+      defaults: values of config fields that a file may leave out: those of the config's class.
+      fields: our field -> config field.
+      only: config field -> the one value that is supported.
+      fixed: our field -> the one value that the family has.
+    """
+
+    name: str
+    trunk: str
+    prefix: str
+    defaults: Mapping[str, Any]
+    fields: Mapping[str, str]
+    only: Mapping[str, Any]
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_ONLY = {"feat_extract_activation": "gelu"}
+
+FAMILIES = {
+    "wav2vec2": Family(
+        "wav2vec2",
+        "Wav2Vec2Model",
+        "wav2vec2",
+        {
+            **_WAV2VEC2_DEFAULTS,
+            "num_codevectors_per_group": 320,
+            "num_codevector_groups": 2,
+            "contrastive_logits_temperature": 0.1,
+            "num_negatives": 100,
+            "codevector_dim": 256,
+            "proj_codevector_dim": 256,
+            "diversity_loss_weight": 0.1,
+            "feat_quantizer_dropout": 0.0,
+        },
+        _WAV2VEC2,
+        {**_ONLY, "add_adapter": False, "adapter_attn_dim": None},
+        {"feature_norm": True},
+    ),
+    "hubert": Family(
+        "hubert",
+        "HubertModel",
+        "hubert",
+        {**_WAV2VEC2_DEFAULTS, "feat_proj_layer_norm": True},
+        {**_WAV2VEC2, "feature_norm": "feat_proj_layer_norm"},
+        {**_ONLY, "conv_pos_batch_norm": False},
+    ),
+    "data2vec-audio": Family(
+        "data2vec_audio",
+        "Data2VecAudioModel",
+        "data2vec_audio",
+        {
+            **_DEFAULTS,
+            "conv_pos_kernel_size": 19,
+            "num_conv_pos_embeddings": 5,
+            "add_adapter": False,
+        },
+        {
+            **_FIELDS,
+            "position_kernel": "conv_pos_kernel_size",
+            "position_depth": "num_conv_pos_embeddings",
+        },
+        {**_ONLY, "add_adapter": False},
+        {"feature_norm": True, "conv_norm": "layer", "pre_norm": False},
+    ),
+}
+MODELS = {family.name: model_type for model_type, family in FAMILIES.items()}
+
+# Our module inside a block -> theirs.
+_BLOCK = {
+    "attention/query": "attention.q_proj",
+    "attention/key": "attention.k_proj",
+    "attention/value": "attention.v_proj",
+    "attention/out": "attention.out_proj",
+    "norm1": "layer_norm",
+    "mlp/fc1": "feed_forward.intermediate_dense",
+    "mlp/fc2": "feed_forward.output_dense",
+    "norm2": "final_layer_norm",
+}
+_WEIGHT_NORM = (
+    (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+    (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+)
+_DROPPABLE = {
+    r"(lm_head|quantizer|project_hid|project_q|projector|classifier|tdnn|objective)\..*": (
+        "a head of another task"
+    ),
+    r"(feature_extractor\.(weight|bias)|layer_weights)": "a head of another task",
+}
+
+
+# --- heads ----------------------------------------------------------------------------------------
+
+
+def _contrast_rules(fields: Mapping[str, Any], section: Mapping[str, Any]) -> list[Rule]:
+    sizes = section["quantizer"]
+    groups, entries, width = sizes["groups"], sizes["entries"], sizes["width"]
+    book, dim = (groups, entries, width // groups), section["projection_dim"]
+    return [
+        vector("quantizer.codevectors", "quantizer/codebook", (1, groups * entries, book[2]), book),
+        *linear("quantizer.weight_proj", "quantizer/logits", fields["conv_dim"], groups * entries),
+        *linear("project_hid", "project_hidden", fields["width"], dim),
+        *linear("project_q", "project_target", width, dim),
+    ]
+
+
+# Field of the objective -> theirs.
+_CONTRAST = {
+    "projection_dim": "proj_codevector_dim",
+    "num_negatives": "num_negatives",
+    "logit_temperature": "contrastive_logits_temperature",
+    "diversity_weight": "diversity_loss_weight",
+    "feature_dropout": "feat_quantizer_dropout",
+}
+_QUANTIZER = {
+    "groups": "num_codevector_groups",
+    "entries": "num_codevectors_per_group",
+    "width": "codevector_dim",
+}
+
+
+def _contrast_section(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    quantizer = {ours: config[theirs] for ours, theirs in _QUANTIZER.items()}
+    return {"quantizer": quantizer, **{ours: config[theirs] for ours, theirs in _CONTRAST.items()}}
+
+
+def _contrast_settings(section: Mapping[str, Any]) -> dict[str, Any]:
+    found = {theirs: section[ours] for ours, theirs in _CONTRAST.items()}
+    return found | {theirs: section["quantizer"][ours] for ours, theirs in _QUANTIZER.items()}
+
+
+def _ctc(architecture: str) -> hf_heads.Heads:
+    return hf_heads.Heads(
+        architecture,
+        ("lm_head.weight",),
+        "ctc",
+        lambda fields, section: linear("lm_head", "head", fields["width"], section["vocab_size"]),
+        lambda tensors, config: {
+            "dropout": config["final_dropout"],
+            "vocab_size": len(tensors["lm_head.weight"]),
+        },
+        settings=lambda section: {
+            "vocab_size": section["vocab_size"],
+            "final_dropout": section["dropout"],
+        },
+    )
+
+
+# model_type -> the classes with heads that are read and written.
+_HEADS = {
+    "wav2vec2": (
+        hf_heads.Heads(
+            "Wav2Vec2ForPreTraining",
+            ("quantizer.codevectors", "project_q.weight"),
+            "speech_contrast",
+            _contrast_rules,
+            _contrast_section,
+            settings=_contrast_settings,
+        ),
+        _ctc("Wav2Vec2ForCTC"),
+    ),
+    "hubert": (_ctc("HubertForCTC"),),
+    "data2vec-audio": (_ctc("Data2VecAudioForCTC"),),
+}
+
+
+# --- in -------------------------------------------------------------------------------------------
+
+
+def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
+    """Reads the weights of a directory whose config, with defaults filled in, is `config`.
+
+    Raises:
+      CheckpointError: an option is not supported; tensors are missing, unknown or of another shape.
+    """
+    model_type = config["model_type"]
+    family = FAMILIES[model_type]
+    for field, value in family.only.items():
+        if config.get(field, value) != value:
+            raise CheckpointError(
+                f"{where}: {field}={config[field]!r} is not supported, only {value!r}."
+            )
+    model = _model_section(family, config, where)
+    preprocessing, normalize, reason = _preprocessing(path, model)
+    if normalize is None:
+        normalize = model["conv_norm"] == "layer"
+    model["normalize_waveform"] = normalize
+    model |= config.get("encoders", {})  # what transformers has no word for; see `write`
+    tensors = rename(files.read_tensors(path), ((rf"^{family.prefix}\.", ""), *_WEIGHT_NORM), where)
+    if "masked_spec_embed" not in tensors:  # of models that were made without masks
+        embedding = tensors["feature_projection.projection.weight"][:, 0] * 0
+        tensors["masked_spec_embed"] = embedding
+    row, droppable = hf_heads.find(_HEADS[model_type], tensors), _DROPPABLE
+    if row is not None and row.objective == "ctc":
+        characters, why = _characters(path, config, len(tensors["lm_head.weight"]))
+        if characters is None:
+            row, droppable = None, {r"lm_head\..*": f"letters {why}", **droppable}
+        elif preprocessing is not None:
+            preprocessing["characters"] = characters
+    found = hf_heads.imported(
+        tensors,
+        trunk_rules(model_type, model),
+        row,
+        model=model,
+        config=config,
+        trunk=family.trunk,
+        droppable=droppable,
+        where=where,
+    )
+    objective = found.objective
+    if objective is not None:
+        objective = {name: x for name, x in objective.items() if name != "vocab_size"}
+    metadata = {**found.metadata, "no_preprocessing": reason}
+    return dataclasses.replace(
+        found, preprocessing=preprocessing, objective=objective, metadata=metadata
+    )
+
+
+def _model_section(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    section = {ours: config[theirs] for ours, theirs in family.fields.items()}
+    layers = len(config["conv_kernel"])
+    if len(set(config["conv_dim"])) != 1 or {len(config["conv_dim"]), layers} != {
+        len(config["conv_stride"])
+    }:
+        raise CheckpointError(
+            f"{where}: conv_dim={config['conv_dim']} is not supported, only one size for each of "
+            f"the {layers} convolutions that conv_kernel and conv_stride list."
+        )
+    if section.get("conv_norm", "layer") not in ("group", "layer"):
+        raise CheckpointError(
+            f"{where}: feat_extract_norm={section['conv_norm']!r} is not supported, only 'group' "
+            "and 'layer'."
+        )
+    section |= family.fixed
+    section["mlp"] = activation(config, "hidden_act", where)
+    if section["mlp"] in GATED:
+        raise CheckpointError(f"{where}: hidden_act={config['hidden_act']!r} is not supported.")
+    kernels, strides = (tuple(section[name]) for name in ("conv_kernels", "conv_strides"))
+    sizes = {"conv_dim": config["conv_dim"][0], "conv_kernels": kernels, "conv_strides": strides}
+    return {"name": family.name, **section, **sizes}
+
+
+def _preprocessing(
+    path: pathlib.Path, model: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, bool | None, str | None]:
+    """(section, whether waveforms are normalised, None), or (None, None, why there is none)."""
+    if not (path / FILE).is_file():
+        return None, None, f"the directory has no {FILE}"
+    config = files.read_json(path / FILE)
+    if config.get("feature_size", 1) != 1:
+        return None, None, f"its {FILE} has feature_size={config['feature_size']}, not 1"
+    stride = 1
+    for step in model["conv_strides"]:
+        stride *= step
+    rate = config.get("sampling_rate", 16000)
+    section = {
+        "name": "audio",
+        "sample_rate": rate,
+        "max_samples": 35 * rate,  # the longest clips of LibriSpeech
+        "min_samples": receptive_field(model["conv_kernels"], model["conv_strides"]),
+        "units_per_second": rate / stride,
+        "samples_per_frame": stride,
+    }
+    return section, config.get("do_normalize", True), None
+
+
+def _characters(
+    path: pathlib.Path, config: Mapping[str, Any], size: int
+) -> tuple[str | None, str | None]:
+    """Content of a vocab.json with all tokens of a letter model, or (None, why there is none)."""
+    if not (path / VOCABULARY).is_file():
+        return None, f"that no {VOCABULARY} spells"
+    tokens = dict(files.read_json(path / VOCABULARY))
+    if (path / "added_tokens.json").is_file():
+        tokens |= files.read_json(path / "added_tokens.json")
+    if sorted(tokens.values()) != list(range(size)):
+        return None, f"of which {VOCABULARY} spells {len(tokens)}, where there are {size}"
+    if any(len(token) > 1 and token[0] + token[-1] not in ("<>", "[]") for token in tokens):
+        return None, "of more than one character each"
+    blank = [token for token in ("<pad>", "[PAD]") if token in tokens]
+    number = config.get("pad_token_id", 0)
+    if not blank or tokens[blank[0]] != number:
+        return None, f"without <pad> as the blank, number {number}"
+    return json.dumps(dict(sorted(tokens.items(), key=lambda item: item[1]))), None
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+
+def write(directory: pathlib.Path, exported: Exported) -> None:
+    """Writes config.json, model.safetensors, preprocessor_config.json, and a letter model's tokens.
+
+    Raises:
+      CheckpointError: something that the family has not in transformers, named by its field.
+    """
+    fields = exported.fields
+    model_type = MODELS[fields["name"]]
+    family = FAMILIES[model_type]
+    for field, only in family.fixed.items():
+        if fields[field] != only:
+            raise CheckpointError(
+                f"format 'hf': {field}={fields[field]!r} cannot be expressed for {model_type}: "
+                f"there it is {only!r}."
+            )
+    tensors = dump_tensors(
+        exported.params, trunk_rules(model_type, fields), f"Hugging Face {model_type}"
+    )
+    layers = len(fields["conv_kernels"])
+    config = {
+        "model_type": model_type,
+        "architectures": [family.trunk],
+        **{theirs: fields[ours] for ours, theirs in family.fields.items()},
+        "hidden_act": TEXT_ACTIVATIONS_OUT[fields["mlp"]],
+        "conv_dim": [fields["conv_dim"]] * layers,
+        "num_feat_extract_layers": layers,
+        "dtype": "float32",
+        "encoders": {field: fields[field] for field in ("pool", "feature_gradient")},
+    }
+    preprocessing, objective = exported.preprocessing, exported.objective
+    if objective is not None and objective["name"] == "ctc":
+        head = exported.objective_params["head"]["kernel"]
+        objective = {**objective, "vocab_size": head.shape[1]}
+        config |= _write_letters(directory, preprocessing)
+    tensors, config = hf_heads.with_heads(
+        tensors,
+        config,
+        dataclasses.replace(exported, objective=objective),
+        _HEADS[model_type],
+        family=model_type,
+        prefix=family.prefix,
+    )
+    files.write_json(directory / files.CONFIG, config)
+    files.write_tensors(directory / files.WEIGHTS, tensors)
+    processor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "do_normalize": fields["normalize_waveform"],
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": fields["conv_norm"] == "layer",
+        "sampling_rate": 16000 if preprocessing is None else preprocessing["sample_rate"],
+    }
+    files.write_json(directory / FILE, processor)
+
+
+def _write_letters(
+    directory: pathlib.Path, preprocessing: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Writes the tokens of a letter model, and returns what its config says of them."""
+    if preprocessing is None or preprocessing["characters"] is None:
+        raise CheckpointError(
+            "format 'hf': a letter model needs its characters, and there is no preprocessing that "
+            "has them."
+        )
+    tokens = json.loads(preprocessing["characters"])
+    files.write_json(directory / VOCABULARY, tokens)
+    special = {
+        "pad_token": ("<pad>", "[PAD]"),
+        "unk_token": ("<unk>", "[UNK]"),
+        "bos_token": ("<s>",),
+        "eos_token": ("</s>",),
+        "word_delimiter_token": ("|", " "),
+    }
+    names = {
+        name: next((token for token in known if token in tokens), None)
+        for name, known in special.items()
+    }
+    kind = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False}
+    files.write_json(directory / "tokenizer_config.json", {**kind, **names})
+    ids = {f"{name}_id": tokens.get(names[name]) for name in ("bos_token", "eos_token")}
+    return {"pad_token_id": tokens[names["pad_token"]], **ids}
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def trunk_rules(model_type: str, fields: Mapping[str, Any]) -> list[Rule]:
+    """Their encoder, without the prefix of models with a head, against ours."""
+    width, hidden, dim = fields["width"], fields["mlp_dim"], fields["conv_dim"]
+    rules: list[Rule] = []
+    for layer, kernel in enumerate(fields["conv_kernels"]):
+        theirs, ours = f"feature_extractor.conv_layers.{layer}", f"convolutions/conv_{layer}"
+        rules.append(_convolution(f"{theirs}.conv", ours, (kernel, dim if layer else 1, dim)))
+        if fields["conv_bias"]:
+            rules.append(vector(f"{theirs}.conv.bias", f"{ours}/bias", (dim,)))
+        if fields["conv_norm"] == "layer" or layer == 0:
+            rules += norm(f"{theirs}.layer_norm", f"convolutions/norm_{layer}", dim)
+    if fields["feature_norm"]:
+        rules += norm("feature_projection.layer_norm", "norm_features", dim)
+    rules += linear("feature_projection.projection", "projection/linear", dim, width)
+    rules.append(vector("masked_spec_embed", "projection/mask_embedding", (width,)))
+    rules += _positions(fields)
+    rules += norm("encoder.layer_norm", "norm" if fields["pre_norm"] else "norm_pre", width)
+    for layer in range(fields["depth"]):
+        for ours, inside in _BLOCK.items():
+            place, module = f"blocks_{layer}/{ours}", f"encoder.layers.{layer}.{inside}"
+            if ours.startswith("norm"):
+                rules += norm(module, place, width)
+            else:
+                d_in = hidden if ours == "mlp/fc2" else width
+                rules += linear(module, place, d_in, hidden if ours == "mlp/fc1" else width)
+    return rules
+
+
+def _positions(fields: Mapping[str, Any]) -> list[Rule]:
+    width, kernel = fields["width"], fields["position_kernel"]
+    shape, theirs = (kernel, width // fields["position_groups"], width), "encoder.pos_conv_embed"
+    if "position_depth" not in fields:
+        return [
+            _convolution(f"{theirs}.conv", "positions", shape, "weight_v"),
+            vector(f"{theirs}.conv.weight_g", "positions/scale", (1, 1, kernel), (kernel,)),
+            vector(f"{theirs}.conv.bias", "positions/bias", (width,)),
+        ]
+    rules = []
+    for layer in range(fields["position_depth"]):
+        place = f"_{layer}" if fields["position_depth"] > 1 else ""
+        module = f"{theirs}.layers.{layer}.conv"
+        rules.append(_convolution(module, "positions", shape, ours_name=f"kernel{place}"))
+        rules.append(vector(f"{module}.bias", f"positions/bias{place}", (width,)))
+    return rules
+
+
+def _convolution(
+    theirs: str,
+    ours: str,
+    shape: tuple[int, int, int],
+    name: str = "weight",
+    ours_name: str = "kernel",
+) -> Rule:
+    """weight [out, in, k] against kernel [k, in, out] of `shape`."""
+    return Rule(
+        ((f"{theirs}.{name}", shape[::-1]),),
+        (f"{ours}/{ours_name}",),
+        lambda x: (x.transpose(2, 1, 0),),
+        lambda x: (x.transpose(2, 1, 0),),
+    )
