@@ -173,6 +173,22 @@ def siglip(variant: str, words: str, dim: int, image_size: int, batch_size: int)
     return config
 
 
+def packed(config: ConfigDict, images: int, row_patches: int, max_patches: int) -> ConfigDict:
+    """Images at their own aspect ratio (NaFlex, arXiv 2502.14786), several in a row (2307.06304).
+
+    Args:
+      config: its image tower has no class token and square patches.
+      images, row_patches: how many images share a row of how many patches.
+      max_patches: the most that an image has, and what it has in evaluation.
+    """
+    grid = config.preprocessing.image.image_size[0] // 16
+    config.preprocessing.image.update(max_patches=max_patches, patch_size=16)
+    config.model.image.update(position_grid=(grid, grid), position_resize="bilinear")
+    pack = dict(name="pack_patches", images=images, row_patches=row_patches)
+    config.data.transforms = (dict(name="tokenize"), pack)
+    return config
+
+
 def locked(config: ConfigDict, path: str) -> ConfigDict:
     """LiT (arXiv 2111.07991): the image tower is one that is trained already, and stays so."""
     config.model.locked = ("image",)

@@ -14,8 +14,15 @@ from jax.sharding import Mesh
 
 from encoders import loading, rules
 from encoders.config import Durations, arguments, bind, build, construct, to_plain
-from encoders.data import PREPROCESSING, SOURCES, Pipeline, build_transforms
+from encoders.data import (
+    PREPROCESSING,
+    SOURCES,
+    ImageTextPreprocessing,
+    Pipeline,
+    build_transforms,
+)
 from encoders.data.batcher import packer_of
+from encoders.data.sources.buckets import in_buckets
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation import EVALUATORS, FeatureExtractor
 from encoders.models import MODELS
@@ -54,6 +61,11 @@ class Experiment:
         self.objective = build_objective(self.config, self.preprocessing)
         self.transforms = build_transforms(sections.data.transforms, self.preprocessing)
         self._packer = packer_of(self.transforms)
+        if self._packer is not None and not isinstance(self.preprocessing, ImageTextPreprocessing):
+            raise ConfigError(
+                "data.transforms: images that share a row are read by contrast with texts alone; "
+                "preprocessing.name must be 'image_text'."
+            )
         self._open_source = bind(
             SOURCES, sections.data.source, "data.source", **self.preprocessing.for_sources
         )
@@ -167,8 +179,9 @@ class Experiment:
 
     def pipeline(self) -> Pipeline:
         data = self.sections.data
+        source = in_buckets(self.source, self.preprocessing, self.sections.batch_size)
         return Pipeline(
-            self.source,
+            source,
             self.transforms,
             self.sections.batch_size,
             self.sections.seed,
@@ -322,8 +335,14 @@ class Experiment:
             "step": step,
         }
 
-    def flops_per_example(self) -> float:
-        """FLOPs of one training example: forward, and twice that backward."""
+    def flops_per_example(self, sizes: Mapping[Any, float] | None = None) -> float:
+        """FLOPs of one training example: forward, and twice that backward.
+
+        Args:
+          sizes: input size -> the share of examples that have it; None is the preprocessing's.
+        """
+        if sizes is not None:
+            return sum(3.0 * share * self.objective.flops(size) for size, share in sizes.items())
         size = self.preprocessing.input_size
         return 3.0 * self.objective.flops(self._packer.input_size(size) if self._packer else size)
 

@@ -16,7 +16,10 @@ PARTS = {
     "vit",
 }  # fmt: skip
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in PARTS)
-VARIANTS = ["vit_s16_in1k:300", "mae_l16_in1k:scan,remat", "mae_b16_in1k:v5p", "mae_b16_in1k:h200"]
+VARIANTS = [
+    "vit_s16_in1k:300", "mae_l16_in1k:scan,remat", "mae_b16_in1k:v5p", "mae_b16_in1k:h200",
+    "siglip_b16:naflex",
+]  # fmt: skip
 SPECS = sorted([*NAMES, *VARIANTS])
 
 
@@ -104,6 +107,11 @@ def _shrink_pairs(config: ConfigDict) -> None:
     config.data.source = dict(name="sample", dataset="emoji", split="train")
     config.evaluators = {}
     config.model.image.update(image)
+    if config.preprocessing.image.get("max_patches"):
+        config.preprocessing.image.update(dict(max_patches=6, patch_size=4))
+        *others, pack = config.data.transforms
+        config.data.transforms = (*others, dict(pack, images=2, row_patches=10))
+        config.model.image.position_grid = (2, 2)
     config.model.text.update(dict(sizes, max_length=8))
     for name in {"audio", "depth"} & set(config.model):
         config.model[name].update(dict(sizes, patch_size=4))

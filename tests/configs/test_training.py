@@ -28,7 +28,7 @@ def pretrained(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", shipped.distinct(shipped.NAMES))
+@pytest.mark.parametrize("name", [*shipped.distinct(shipped.NAMES), "siglip_b16:naflex"])
 def test_two_steps(name, tmp_path, pretrained):
     config = shipped.shrink(shipped.load(name))
     if "init_from" in config:
