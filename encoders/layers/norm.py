@@ -87,20 +87,23 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Returns x [..., D] normalised, in x's dtype."""
+    def __call__(
+        self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """Returns x [..., D] normalised, in x's dtype; statistics of a batch are of `mask` [...]."""
         dim = x.shape[-1]
         mean = self.variable("stats", "mean", jnp.zeros, (dim,))
         var = self.variable("stats", "var", jnp.ones, (dim,))
         y = x.astype(jnp.float32)
         if train:
             axes = tuple(range(x.ndim - 1))
-            batch_mean = y.mean(axes)
-            batch_var = jnp.square(y - batch_mean).mean(axes)
+            real = None if mask is None else mask[..., None]
+            batch_mean = y.mean(axes, where=real)
+            batch_var = jnp.square(y - batch_mean).mean(axes, where=real)
             if self.is_mutable_collection("stats") and not self.is_initializing():
-                count = y.size // dim
                 # PyTorch's convention: the running variance is the unbiased one.
-                unbiased = batch_var * (count / max(count - 1, 1))
+                count = y.size // dim if mask is None else mask.sum()
+                unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
                 mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
                 var.value = self.momentum * var.value + (1 - self.momentum) * unbiased
         else:

@@ -131,8 +131,8 @@ class SpectrogramEncoder(nn.Module):
         """
         size = self.size
         x, real = self.features(waveform, mask, train=train) if features is None else features
+        vector = self.param("mask_embedding", nn.initializers.normal(0.1), x.shape[-1:])
         if masked is not None:
-            vector = self.param("mask_embedding", nn.initializers.normal(0.1), x.shape[-1:])
             x = jnp.where(masked[..., None], vector.astype(x.dtype), x)
         x = self._embed(x, real_samples(waveform, mask))
         if masked_channels is not None:

@@ -1,8 +1,9 @@
 """Hugging Face transformers' Whisper: its encoder, in and out.
 
 Left out on import, and listed in the metadata: the decoder and the head of vocabulary. The table of
-positions is a constant there too, so it is checked and not kept. Written is a WhisperModel without
-a decoder (decoder_layers=0): `WhisperModel.from_pretrained(directory).encoder`.
+positions is a constant there too, so it is checked and not kept. What masked frames are replaced by
+is zero there: so it is here on import, and left out on export. Written is a WhisperModel without a
+decoder (decoder_layers=0): `WhisperModel.from_pretrained(directory).encoder`.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
         "architecture": (config.get("architectures") or ["WhisperModel"])[0],
         "dropped": dropped,
     }
+    params["mask_embedding"] = np.zeros(2 * model["num_mels"], np.float32)
     preprocessing = {"name": "audio", "sample_rate": 16000, "max_samples": 320 * positions}
     return Imported(model, params, preprocessing, None, {}, metadata)
 
@@ -123,7 +125,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "encoders": {"pad_to": fields["pad_to"], "pool": fields["pool"]},
     }
     where = "Hugging Face whisper"
-    tensors = dump_tensors(exported.params, _rules(fields, positions), where)
+    params = {name: x for name, x in exported.params.items() if name != "mask_embedding"}
+    tensors = dump_tensors(params, _rules(fields, positions), where)
     tensors |= _no_decoder(fields["width"])
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
