@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
@@ -10,7 +11,7 @@ from test_evaluate import run, write_run
 import encoders
 from encoders.errors import ConfigError, DataError
 from encoders.pair import PairEncoder
-from tools import evaluate
+from tools import evaluate, search
 
 SIZE = {"width": 16, "depth": 1, "mlp_dim": 16, "num_heads": 2}
 SOURCE = dict(name="sample", dataset="emoji", split="test", stop=0.05)
@@ -108,3 +109,25 @@ def test_preparation_travels_with_other_weights(workdir, tmp_path):
     change = "--config.preprocessing.text.lowercase=False"
     with pytest.raises(ConfigError, match="that of --model travels with its weights"):
         evaluate.main(["--model", str(workdir), "--config", str(tmp_path / "config.json"), change])
+
+
+def test_a_run_whose_images_shared_rows_is_used_with_a_row_for_each(photos, tmp_path, capsys):
+    """Evaluation, search and embeddings: images at their own aspect ratio, one by one."""
+    config = get_config()
+    config.batch_size = 32
+    config.preprocessing.image = dict(max_patches=6, patch_size=4)
+    pack = dict(name="pack_patches", images=4, row_patches=20)
+    config.data.transforms = (dict(name="tokenize"), pack)
+    config.model.image.update(class_token=False, pool="map", position_grid=(2, 2))
+    workdir = write_run(tmp_path / "packed", config, (2,))
+    [line] = run(capsys, "--workdir", workdir)
+    assert {"image_to_text@1", "chance_image_to_text@5"} <= set(line)
+    query, output = photos / "red" / "0.png", tmp_path / "found.json"
+    arguments = ["--corpus", photos, "--query", query, "--query", "cat", "--output", output]
+    arguments += ["--model", workdir, "--sheet", tmp_path / "sheet.png"]
+    assert search.main([str(argument) for argument in arguments]) == 0
+    [[first, *_], _] = (result["found"] for result in json.loads(output.read_text())["results"])
+    assert first["similarity"] == pytest.approx(1, abs=1e-5)
+    pair = encoders.load(workdir)
+    images = [np.full((9, 20, 3), 7, np.uint8), np.full((30, 8, 3), 9, np.uint8)]
+    assert pair.embed_image(images).shape == (2, 16)
