@@ -90,7 +90,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Returns x [..., D] normalised, in x's dtype; statistics of a batch are of `mask` [...]."""
+        """Returns x [..., D] normalised, in x's dtype; of a batch only `mask` [...] counts."""
         dim = x.shape[-1]
         mean = self.variable("stats", "mean", jnp.zeros, (dim,))
         var = self.variable("stats", "var", jnp.ones, (dim,))
