@@ -96,7 +96,7 @@ class Batcher:
     @property
     def buckets(self) -> int:
         """How many shapes batches come in."""
-        return len(getattr(self.source, "sizes", (None,)))
+        return getattr(self.source, "num_buckets", 1)
 
     def bucket_at(self, step: int) -> int:
         """Which of the shapes the batch at a step has."""

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,11 @@ class Pipeline:
     def examples_per_epoch(self) -> int:
         """Examples in one pass over the source, over all processes."""
         return len(self.batcher.source)
+
+    @property
+    def sizes(self) -> Mapping[int, float] | None:
+        """Length -> the share of batches that have it; None where all have one."""
+        return getattr(self.batcher.source, "shares", None)
 
     def batch(self, step: int) -> Batch:
         """This process's rows at `step`: field -> [rows, ...], and 'row', their int32 position in

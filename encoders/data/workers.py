@@ -52,13 +52,33 @@ class Layout:
             offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(fields), max(offset, _ALIGNMENT))
 
-    def views(self, memory: mmap.mmap, slot: int) -> Batch:
-        """Arrays that lie in a slot."""
+    def views(self, memory: mmap.mmap, start: int) -> Batch:
+        """Arrays that lie in a slot, from its first byte on."""
         views = {}
         for name, shape, dtype, offset in self.fields:
-            start, count = slot * self.size + offset, math.prod(shape)
-            views[name] = np.frombuffer(memory, dtype, count, start).reshape(shape)
+            count = math.prod(shape)
+            views[name] = np.frombuffer(memory, dtype, count, start + offset).reshape(shape)
         return views
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Shared memory for batches, whichever bucket they are of.
+
+    Attributes:
+      layouts: of the batches of each bucket.
+    """
+
+    layouts: tuple[Layout, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of a slot."""
+        return max(layout.size for layout in self.layouts)
+
+    def views(self, memory: mmap.mmap, slot: int, bucket: int) -> Batch:
+        """Arrays of a batch of a bucket that lie in a slot."""
+        return self.layouts[bucket].views(memory, slot * self.size)
 
 
 class WorkerPool:
@@ -75,9 +95,11 @@ class WorkerPool:
     """
 
     def __init__(self, batcher: Batcher, count: int):
-        self._layout = Layout.of(batcher.empty())
+        self._batcher = batcher
+        buckets = range(batcher.buckets)
+        slots = Slots(tuple(Layout.of(batcher.empty(bucket)) for bucket in buckets))
         try:
-            payload = pickle.dumps((batcher, self._layout), protocol=5)
+            payload = pickle.dumps((batcher, slots), protocol=5)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise DataError(
                 f"data.processes: a source or transform cannot be sent to a worker ({error}); "
@@ -86,7 +108,7 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         try:
             for number in range(count):
-                self._workers.append(_Worker(number, self._layout))
+                self._workers.append(_Worker(number, slots))
             for worker in self._workers:
                 worker.send(payload)  # all of them are starting by now
         except (OSError, DataError) as error:
@@ -105,7 +127,7 @@ class WorkerPool:
         step = start
         while step < end:
             worker = self._workers[(step - start) % count]
-            result = worker.take(step)
+            result = worker.take(step, self._batcher.bucket_at(step))
             if step + count * _SLOTS < end:
                 worker.ask(step + count * _SLOTS)
             yield result
@@ -130,13 +152,13 @@ class WorkerPool:
 class _Worker:
     """The parent's end of one worker."""
 
-    def __init__(self, number: int, layout: Layout):
-        self.number, self._layout = number, layout
+    def __init__(self, number: int, slots: Slots):
+        self.number, self._slots = number, slots
         self._asked = 0
         self.connection, theirs = multiprocessing.connection.Pipe()
-        memory = _anonymous_file(_SLOTS * layout.size)
+        memory = _anonymous_file(_SLOTS * slots.size)
         try:
-            self._memory = mmap.mmap(memory, _SLOTS * layout.size)
+            self._memory = mmap.mmap(memory, _SLOTS * slots.size)
             # One thread of linear algebra per worker: the workers are the parallelism.
             single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -158,15 +180,15 @@ class _Worker:
         self.send((step, self._asked % _SLOTS))
         self._asked += 1
 
-    def take(self, step: int) -> tuple[Batch, list[Corruption]]:
-        """Waits for the batch of the step that was asked for first."""
+    def take(self, step: int, bucket: int) -> tuple[Batch, list[Corruption]]:
+        """Waits for the batch of the step that was asked for first, which is of a bucket."""
         try:
             slot, corruptions, failure = self.connection.recv()
         except (EOFError, ConnectionError) as error:
             raise self._death(step) from error
         if failure is not None:
             raise DataError(failure)
-        views = self._layout.views(self._memory, slot)
+        views = self._slots.views(self._memory, slot, bucket)
         # Copied, because the worker writes the next batch there.
         return {name: view.copy() for name, view in views.items()}, corruptions
 
@@ -219,12 +241,13 @@ def work() -> None:
     connection = multiprocessing.connection.Connection(int(sys.argv[1]))
     memory_file = int(sys.argv[2])
     try:
-        batcher, layout = pickle.loads(connection.recv())
-        memory = mmap.mmap(memory_file, _SLOTS * layout.size)
+        batcher, slots = pickle.loads(connection.recv())
+        memory = mmap.mmap(memory_file, _SLOTS * slots.size)
         while True:
             step, slot = connection.recv()
             try:
-                answer = (slot, batcher.fill(step, layout.views(memory, slot)), None)
+                views = slots.views(memory, slot, batcher.bucket_at(step))
+                answer = (slot, batcher.fill(step, views), None)
             except DataError as error:
                 answer = (slot, [], str(error))
             connection.send(answer)

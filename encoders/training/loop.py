@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,27 +95,33 @@ def _run(
     writer = MetricWriter(workdir, tensorboard=sections.log.tensorboard)
     writer.truncate(first)
     before = processes.from_first("reading the metrics so far", lambda: last_values(workdir, first))
+    flops_per_example = experiment.flops_per_example(pipeline.sizes)
     write_facts(
         workdir,
         first_step=first,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(experiment.param_shapes)),
-        flops_per_example=experiment.flops_per_example(),
+        flops_per_example=flops_per_example,
         batch_size=sections.batch_size,
         examples_per_epoch=pipeline.examples_per_epoch,
         compute_dtype=str(experiment.compute_dtype),
         evaluators={name: evaluator.sizes for name, (evaluator, _) in evaluators.items()},
     )
-    step_fn, compile_seconds = compile_step(experiment, state, pipeline.batcher.empty())
+    buckets = range(pipeline.batcher.buckets)
+    step_fn, compile_seconds = compile_steps(
+        experiment, state, [pipeline.batcher.empty(bucket) for bucket in buckets]
+    )
     meter = Meter(
         experiment,
         compile_seconds,
         started=first_start(workdir),
         useful_seconds=before.get("train/useful_seconds", 0.0),
+        flops_per_example=flops_per_example,
     )
     last: dict[str, Any] = {}
 
     def flush(step: int) -> None:
-        record = meter.flush(step, store) | {"train/corrupt_examples": pipeline.stats.corrupt}
+        record = meter.flush(step, store)
+        record |= {f"train/{name}": value for name, value in pipeline.stats.metrics().items()}
         report(step, record)
         progress.update(step, record)
 
@@ -242,6 +248,27 @@ def run_evaluator(
         variables = {"params": experiment.objective.alone(params)["encoder"], **stats}
         return evaluator.run(experiment.objective.encoder, variables, step=step)
     return evaluator.run(experiment.objective, {"params": params, **state.stats}, step=step)
+
+
+def compile_steps(
+    experiment: Experiment, state: TrainState, batches: Sequence[Any]
+) -> tuple[Callable[..., Any], float]:
+    """`compile_step` for each of the shapes that batches come in.
+
+    Returns:
+      The step, which knows by its batch which of the programs to run, and the seconds it took.
+    """
+    programs = [compile_step(experiment, state, batch) for batch in batches]
+    seconds = sum(seconds for _, seconds in programs)
+    if len(programs) == 1:
+        return programs[0][0], seconds
+    by_shape = {_shape(batch): step for batch, (step, _) in zip(batches, programs, strict=True)}
+    return lambda state, batch: by_shape[_shape(batch)](state, batch), seconds
+
+
+def _shape(batch: Mapping[str, Any]) -> tuple:
+    """What tells batches apart of which this process may have some rows only."""
+    return tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
 
 
 def compile_step(experiment: Experiment, state: TrainState, batch: Any) -> tuple[Any, float]:

@@ -35,6 +35,7 @@ class Meter:
       compile_seconds: shown with every record.
       started: time.time() of the run's first start.
       useful_seconds: what earlier sessions spent in steps that this one goes on from.
+      flops_per_example: None is the experiment's.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Meter:
         *,
         started: float | None = None,
         useful_seconds: float = 0.0,
+        flops_per_example: float | None = None,
     ):
         self.experiment = experiment
         self.compile_seconds = compile_seconds
         self.pending: list[Any] = []
         self._started = time.time() if started is None else started
         self._useful = useful_seconds
+        self._flops = flops_per_example
         self._pause = self._device = 0.0
         self._batches: Any = None
         self._noted: int | None = None
@@ -121,8 +124,8 @@ class Meter:
         }
         peak = peak_flops(self.experiment.mesh.devices.flat[0])
         if peak is not None:
-            flops = self.experiment.flops_per_example() * rate
-            record["train/mfu"] = flops / (peak * self.experiment.mesh.size)
+            each = self.experiment.flops_per_example() if self._flops is None else self._flops
+            record["train/mfu"] = each * rate / (peak * self.experiment.mesh.size)
         return record | self._compare(step, seconds / steps, own / steps, waited / steps)
 
     def _compare(self, step: int, seconds: float, own: float, waited: float) -> dict[str, float]:

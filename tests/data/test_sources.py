@@ -13,7 +13,7 @@ from encoders.data import SOURCES, CorruptExample, Pipeline
 from encoders.data.paths import SAMPLES
 from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.folder import Folder
-from encoders.data.sources.mixture import Mixture
+from encoders.data.sources.mixture import Mixture, place
 from encoders.data.sources.sample import Sample
 from encoders.data.sources.synthetic import Synthetic
 from encoders.data.sources.tar import Tar, load_index
@@ -328,7 +328,7 @@ def component(source, index):
 @pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1, 1, 1), (98, 1, 1), (1e-3, 3, 2)])
 def test_mixture_keeps_its_proportions_everywhere(weights):
     source = mixture(weights)
-    places = np.array([source._place(position)[0] for position in range(3000)])
+    places = np.array([place(position, source._shares)[0] for position in range(3000)])
     shares = np.array(weights) / sum(weights)
     taken = np.cumsum(np.eye(3, dtype=int)[places], axis=0)
     expected = np.arange(1, 3001)[:, None] * shares
@@ -338,14 +338,14 @@ def test_mixture_keeps_its_proportions_everywhere(weights):
 def test_mixture_proportions_are_exact_over_a_period():
     source = mixture((0.5, 0.3, 0.2))
     for start in (0, 10, 12340):
-        places = [source._place(position)[0] for position in range(start, start + 10)]
+        places = [place(position, source._shares)[0] for position in range(start, start + 10)]
         assert np.bincount(places).tolist() == [5, 3, 2]
 
 
 def test_mixture_counts_the_positions_of_each_source():
     source, seen = mixture((0.37, 0.21, 0.42)), [0, 0, 0]
     for position in range(500):
-        number, ordinal = source._place(position)
+        number, ordinal = place(position, source._shares)
         assert ordinal == seen[number]
         seen[number] += 1
 

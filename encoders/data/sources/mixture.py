@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import fractions
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,7 @@ class Mixture:
                 f"data source: expected {len(sizes)} positive weights, one per source, got "
                 f"{weights}."
             )
-        # Fractions of what was written ("0.3", not its binary neighbour), so that proportions are
-        # exact.
-        parts = [fractions.Fraction(str(weight)) for weight in weights]
-        self._share = [part / sum(parts[number:]) for number, part in enumerate(parts)]
+        self._shares = shares_of(weights)
         self._ends = list(itertools.accumulate(sizes))
 
     def __len__(self) -> int:
@@ -105,7 +103,7 @@ class Mixture:
         """[B] positions -> [B] indices, as `Source.indices_at`."""
         positions = np.asarray(positions, np.int64)
         components, ordinals = (
-            np.array([self._place(int(position)) for position in positions], np.int64)
+            np.array([place(int(position), self._shares) for position in positions], np.int64)
             .reshape(-1, 2)
             .T
         )
@@ -113,24 +111,32 @@ class Mixture:
         for number, source in enumerate(self.sources):
             here = components == number
             if here.any():
-                # Another seed for each, or two sources of one size would run in the same order.
-                own = source.indices_at(ordinals[here], _seed_of(seed, number), shuffle)
+                own = source.indices_at(ordinals[here], seed_of(seed, number), shuffle)
                 indices[here] = own + self._ends[number] - len(source)
         return indices
 
-    def _place(self, position: int) -> tuple[int, int]:
-        """The source that position belongs to, and its rank among that source's positions.
 
-        Source 0 takes the positions at which floor(p * share) grows; the others share what is left
-        likewise (Bresenham's line, once per source).
-        """
-        for number, share in enumerate(self._share):
-            before = position * share.numerator // share.denominator
-            if (position + 1) * share.numerator // share.denominator > before:
-                return number, before
-            position -= before
-        raise AssertionError("the last source takes every position that is left")
+def shares_of(weights: Sequence[float]) -> list[fractions.Fraction]:
+    """Of positive weights, the share that each has of what those before it leave, for `place`."""
+    # Fractions of what was written ("0.3", not its binary neighbour): proportions are exact.
+    parts = [fractions.Fraction(str(weight)) for weight in weights]
+    return [part / sum(parts[number:]) for number, part in enumerate(parts)]
 
 
-def _seed_of(seed: int, number: int) -> int:
+def place(position: int, shares: Sequence[fractions.Fraction]) -> tuple[int, int]:
+    """The source that a position belongs to, and its rank among that source's positions.
+
+    Source 0 takes the positions at which floor(p * share) grows; the others share what is left
+    likewise (Bresenham's line, once per source).
+    """
+    for number, share in enumerate(shares):
+        before = position * share.numerator // share.denominator
+        if (position + 1) * share.numerator // share.denominator > before:
+            return number, before
+        position -= before
+    raise AssertionError("the last source takes every position that is left")
+
+
+def seed_of(seed: int, number: int) -> int:
+    """A seed for each of the sources, or two of one size would run in the same order."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from encoders.config import build
 from encoders.data.sources.base import CorruptExample, Source
 from encoders.data.units import UnitStore
@@ -51,6 +53,10 @@ class Units(Source):
     def class_names(self) -> tuple[str, ...] | None:
         """Those of the other source."""
         return self.clips.class_names
+
+    def lengths(self, sample_rate: int) -> np.ndarray:
+        """int64 [N] samples of each clip at a rate, as the other source knows them."""
+        return self.clips.lengths(sample_rate)[self._permuted(np.arange(len(self)))]
 
     def _count(self) -> int:
         return len(self.clips)

@@ -1,0 +1,143 @@
+"""Batches of clips in a few static lengths: which clips, in which order, and how little padding."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from encoders.data import AudioPreprocessing, CorruptExample, Pipeline, build_transforms
+from encoders.data.sources import Source
+from encoders.data.sources.buckets import Buckets, in_buckets
+from encoders.data.sources.synthetic import Synthetic
+from encoders.errors import ConfigError
+
+SIZES = (500, 800, 1600)
+PREPROCESSING = AudioPreprocessing(max_samples=1600, bucket_samples=SIZES)
+BATCH = 6
+LENGTHS = np.random.default_rng(0).integers(400, 2400, 100)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Numbered(Source):
+    """Clips whose samples are their number."""
+
+    broken: tuple[int, ...] = ()
+
+    def _count(self):
+        return len(LENGTHS)
+
+    def lengths(self, sample_rate):
+        assert sample_rate == 16000
+        return LENGTHS[self._permuted(np.arange(len(self)))]
+
+    def _read(self, index):
+        if index in self.broken:
+            raise CorruptExample("broken")
+        return {"audio": np.full(LENGTHS[index], index, np.int16), "label": index}
+
+
+def pipeline(source=None, rows=None, **options):
+    sections = [{"name": "decode_audio"}, {"name": "crop_audio"}]
+    source = in_buckets(source or Numbered(), PREPROCESSING, BATCH)
+    transforms = build_transforms(sections, PREPROCESSING)
+    return Pipeline(source, transforms, BATCH, 3, rows=rows, **{"threads": 0, **options})
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return list(pipeline().iterate(0, 40))
+
+
+def fitting(length):
+    return next((size for size in SIZES if size >= length), SIZES[-1])
+
+
+def test_every_batch_is_of_one_bucket_and_of_its_length(batches):
+    for batch in batches:
+        lengths = LENGTHS[batch["label"]]
+        assert {fitting(length) for length in lengths} == {batch["waveform"].shape[1]}
+        np.testing.assert_array_equal(batch["length"], np.minimum(lengths, SIZES[-1]))
+        assert (batch["waveform"][:, 0] == batch["label"]).all()
+        past = np.arange(batch["waveform"].shape[1]) >= batch["length"][:, None]
+        assert not batch["waveform"][past].any()
+
+
+def test_buckets_take_turns_by_how_many_clips_they_have(batches):
+    source = pipeline().batcher.source
+    assert sum(source.shares.values()) == pytest.approx(1)
+    met = collections.Counter()
+    for number, batch in enumerate(batches, 1):
+        met[batch["waveform"].shape[1]] += 1
+        for size, share in source.shares.items():
+            assert abs(met[size] - number * share) < len(SIZES)
+
+
+def test_every_clip_comes_once_in_an_epoch_of_its_bucket(batches):
+    seen = collections.defaultdict(list)
+    for batch in batches:
+        seen[batch["waveform"].shape[1]].extend(batch["label"].tolist())
+    for size, labels in seen.items():
+        members = [i for i, length in enumerate(LENGTHS) if fitting(length) == size]
+        epochs = [labels[i : i + len(members)] for i in range(0, len(labels), len(members))]
+        assert len(epochs) >= 2
+        for epoch in epochs[:-1]:
+            assert sorted(epoch) == members
+        assert epochs[0] != epochs[1]
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_resuming_and_any_number_of_processes_give_the_same_batches(batches):
+    same(next(iter(pipeline().iterate(17, 18))), batches[17])
+    same(pipeline(threads=2).batch(9), batches[9])
+    for ours, theirs in zip(pipeline(threads=2).iterate(4, 12), batches[4:12], strict=True):
+        same(ours, theirs)
+    parts = [pipeline(rows=np.arange(BATCH)[part::2]) for part in range(2)]
+    for step in range(12):
+        for part, one in enumerate(parts):
+            same(one.batch(step), {k: v[part::2] for k, v in batches[step].items()})
+
+
+def test_worker_processes_make_the_same(batches):
+    for ours, theirs in zip(pipeline(processes=2).iterate(3, 9), batches[3:9], strict=True):
+        same(ours, theirs)
+
+
+def test_corrupt_clips_are_replaced_from_their_bucket(batches):
+    broken = tuple(range(0, 100, 7))
+    with_broken = pipeline(Numbered(broken=broken))
+    for step in range(20):
+        batch = with_broken.batch(step)
+        assert not set(batch["label"].tolist()) & set(broken)
+        assert batch["waveform"].shape == batches[step]["waveform"].shape
+    assert with_broken.stats.corrupt > 0
+
+
+def test_padding_is_reported(batches):
+    made = pipeline()
+    for step in range(40):
+        made.batch(step)
+    metrics = made.stats.metrics()
+    assert metrics["row_samples"] == np.mean([b["waveform"].shape[1] for b in batches])
+    assert metrics["padding"] == pytest.approx(made.batcher.source.padding, abs=0.03)
+    assert metrics["padding"] < 0.6 * (1 - np.minimum(LENGTHS, 1600).mean() / 1600)
+
+
+def test_lengths_no_clip_has_are_left_out():
+    source = Buckets(Numbered(stop=0.5), (300, 400, 2000), 16000, BATCH)
+    assert source.sizes == (2000,)
+    assert len(source) == 50
+    assert [source.bucket_at(step) for step in range(5)] == [0] * 5
+
+
+def test_sources_without_lengths_are_refused():
+    with pytest.raises(ConfigError, match="a source that knows how long its clips are"):
+        in_buckets(Synthetic(), PREPROCESSING, BATCH)
+    plain = AudioPreprocessing(max_samples=1600)
+    numbered = Numbered()
+    assert in_buckets(numbered, plain, BATCH) is numbered
