@@ -53,6 +53,7 @@ setup(
         "tokenizers>=0.20",
     ],
     extras_require={
+        "beam": ["flashlight-text", "kenlm"],  # only for CTC with a language model
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "plan": ["libtpu"],  # compiles for TPUs without one

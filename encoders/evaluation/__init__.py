@@ -12,10 +12,12 @@ from encoders.evaluation.masked_accuracy import MaskedAccuracy
 from encoders.evaluation.reconstruction import Reconstruction
 from encoders.evaluation.retrieval import Retrieval
 from encoders.evaluation.similarity import Similarity
+from encoders.evaluation.transcription import Transcription
 from encoders.evaluation.zero_shot import ZeroShot
 
 EVALUATORS = {
     "classification": Classification,
+    "ctc": Transcription,
     "few_shot": FewShot,
     "fine_tuning": FineTuning,
     "image_text_retrieval": ImageTextRetrieval,

@@ -1,22 +1,52 @@
 """Evaluators on sound."""
 
+import functools
+import itertools
+import json
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from speech_toys import encoder, init, preprocessing
 
 from encoders.config import build
+from encoders.data.characters import Characters
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation import EVALUATORS
 from encoders.evaluation.features import select
+from encoders.evaluation.transcription import greedy
+from encoders.parallel.mesh import make_mesh
 
+PLAIN = preprocessing()
 TRAIN = dict(name="tones", number=64, broken=3)
 TEST = dict(name="tones", number=40, seed=1)
 SPLITS = dict(train=TRAIN, test=TEST, batch_size=32)
+VOCABULARY = json.dumps({sign: i for i, sign in enumerate(["<pad>", "|", *"adefimor"])})
+ARPA = """
+\\data\\
+ngram 1=7
+ngram 2=1
+
+\\1-grams:
+-1\t<unk>\t0
+-99\t<s>\t0
+-1\t</s>\t0
+-1\tdo\t0
+-1\tre\t0
+-2\tmi\t0
+-0.5\tfa\t0
+
+\\2-grams:
+-0.3\t<s> do
+
+\\end\\
+"""
 
 
-def make(name, mesh=None, **fields):
-    context = {"preprocessing": preprocessing(), "mesh": mesh, "directory": None}
+def make(name, mesh=None, preprocessing=PLAIN, **fields):
+    context = {"preprocessing": preprocessing, "mesh": mesh, "directory": None}
     return build(EVALUATORS, dict(name=name, **fields), "evaluators.x", **context)
 
 
@@ -53,3 +83,68 @@ def test_layers_are_averaged_over_real_frames():
         frames = module.frames(900)
         np.testing.assert_allclose(found[1, layer], tokens[1, :frames].mean(0), atol=1e-5)
     np.testing.assert_allclose(every(init(module), waveform * mask)[0], found, atol=1e-5)
+
+
+# --- transcripts ----------------------------------------------------------------------------------
+
+
+class Reader(nn.Module):
+    """Spells the targets on twice as many frames, blanks between; 'fa' becomes 'ma'."""
+
+    characters: Characters
+
+    def logits(self, batch):
+        targets = batch["targets"]
+        wrong = self.characters.encode("ma")[0]
+        first = jnp.where(batch["label"] == 3, wrong, targets[:, 0])
+        targets = targets.at[:, 0].set(first)
+        frames = jnp.repeat(targets, 2, axis=1).at[:, 1::4].set(self.characters.blank)
+        real = jnp.arange(frames.shape[1]) < 2 * batch["target_length"][:, None]
+        # Behind the last real frame stands what nobody should read.
+        frames = jnp.where(real, frames, wrong)
+        return 10.0 * jax.nn.one_hot(frames, self.characters.size), real
+
+
+def test_greedy_decoding_is_its_definition():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, 12, 4)).astype(np.float32)
+    mask = np.arange(12) < rng.integers(0, 13, 50)[:, None]
+    found = np.asarray(jax.jit(greedy, static_argnums=2)(logits, mask, 2))
+    for row, real, ids in zip(logits, mask, found, strict=True):
+        expected = [k for k, _ in itertools.groupby(row[real].argmax(-1).tolist()) if k != 2]
+        assert ids[: len(expected)].tolist() == expected
+        assert (ids[len(expected) :] == -1).all()
+
+
+def test_error_rates_of_transcripts():
+    spelt = preprocessing(characters=VOCABULARY, max_targets=4)
+    reader = Reader(spelt.opened)
+    make_ctc = functools.partial(make, "ctc", preprocessing=spelt, test=TEST, batch_size=16)
+    found = make_ctc().run(reader, {})
+    assert found == {"wer": pytest.approx(0.25), "cer": pytest.approx(0.125)}
+    assert make_ctc(mesh=make_mesh(data=4, fsdp=2)).run(reader, {}) == found
+    with pytest.raises(ConfigError, match="Wav2Vec2 does not transcribe"):
+        make_ctc().run(encoder(), {})
+    with pytest.raises(ConfigError, match=r"set preprocessing\.characters"):
+        make("ctc", test=TEST)
+
+
+def test_a_beam_finds_words_of_its_language_model(tmp_path):
+    path = tmp_path / "words.arpa"
+    path.write_text(ARPA)
+    spelt = preprocessing(characters=VOCABULARY, max_targets=4)
+    fields = dict(preprocessing=spelt, test=TEST, beam=dict(language_model=str(path), weight=0.5))
+    try:
+        import flashlight.lib.text.decoder.kenlm  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match=r"\.beam: needs flashlight-text and kenlm"):
+            make("ctc", **fields)
+        pytest.skip("flashlight-text is not installed")
+    found = make("ctc", **fields).run(Reader(spelt.opened), {})
+    assert found["wer"] == pytest.approx(0.25)
+    assert found["beam_wer"] == 0.0  # 'ma' is no word, and 'fa' more frequent than 'mi'
+    bare = preprocessing(characters='{"<pad>": 0, "|": 1}')
+    with pytest.raises(DataError, match="can spell none of the words"):
+        make("ctc", **{**fields, "preprocessing": bare})
+    with pytest.raises(DataError, match="cannot be read as an ARPA file"):
+        make("ctc", **{**fields, "beam": dict(language_model=str(tmp_path / "none"))})
