@@ -17,6 +17,7 @@ from encoders.models.modernbert import ModernBERT
 from encoders.models.precomputed import Precomputed
 from encoders.models.resnet import ResNet
 from encoders.models.roberta import RoBERTa
+from encoders.models.spectrogram_vit import SpectrogramViT
 from encoders.models.towers import Towers
 from encoders.models.unixcoder import UniXcoder
 from encoders.models.vit import ViT
@@ -42,6 +43,7 @@ MODELS = {
     "precomputed": Precomputed,
     "resnet": ResNet,
     "roberta": RoBERTa,
+    "spectrogram_vit": SpectrogramViT,
     "towers": Towers,
     "unixcoder": UniXcoder,
     "vit": ViT,

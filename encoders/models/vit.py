@@ -140,6 +140,7 @@ class ViT(nn.Module):
     remat: str = "none"
 
     modality = "image"
+    channels = 3  # that FLOPs are counted for; not a field
 
     @property
     def size(self) -> Size:
@@ -207,7 +208,7 @@ class ViT(nn.Module):
         return kept
 
     def flops(self, image_size: tuple[int, int], kept: int | None = None) -> float:
-        """Forward FLOPs per RGB image; a multiply-add counts as two, elementwise work as nothing.
+        """Forward FLOPs per image; a multiply-add counts as two, elementwise work as nothing.
 
         Args:
           image_size: (height, width) in pixels.
@@ -216,7 +217,7 @@ class ViT(nn.Module):
         size, grid = self.size, self.grid(image_size)
         patches = grid[0] * grid[1] if kept is None else kept
         tokens = patches + self.num_prefix
-        total = 2.0 * patches * 3 * self.patch[0] * self.patch[1] * size.width
+        total = 2.0 * patches * self.channels * self.patch[0] * self.patch[1] * size.width
         total += size.depth * block_flops(tokens, size.width, size.mlp_dim, self.mlp)
         if self.pool == "map":
             mlp = "gelu" if self.mlp == "swiglu" else self.mlp

@@ -1,7 +1,9 @@
-"""Masked autoencoders (He et al., arXiv 2111.06377).
+"""Masked autoencoders (He et al., arXiv 2111.06377), of images and of spectrograms.
 
 What differs from other objectives: the encoder sees the visible patches only, and a light decoder,
 thrown away afterwards, predicts the pixels of the masked ones. Section numbers are the paper's.
+Of spectrograms it is Audio-MAE (arXiv 2207.06405), but for the decoder: the paper's attends within
+shifted windows, this one to all patches, which table 1 there has 0.5 mAP below (from memory).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from encoders.layers.patch import patchify, unpatchify
 from encoders.layers.position import sincos2d
 from encoders.layers.stack import Stack
 from encoders.objectives.base import Batch, Objective, valid_weights
+from encoders.objectives.speech import sample_mask
 from encoders.types import Outcome
 
 
@@ -128,7 +131,7 @@ class MaskedImage(Objective):
     is over masked patches, and the weight is their number.
 
     Attributes:
-      encoder: a ViT; without pooling it computes nothing in vain.
+      encoder: a ViT, also of spectrograms; without pooling it computes nothing in vain.
       mask_ratio: share of the patches that is masked; N * (1 - ratio), rounded down, stay visible.
       decoder: sizes of the decoder.
       norm_pix: whether a patch's pixels are normalised by their own mean and *unbiased* variance
@@ -167,20 +170,27 @@ class MaskedImage(Objective):
         return visible
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
-        """Draws masks and returns the reconstruction loss of batch['image'] [B, H, W, C]."""
+        """Draws masks and returns the reconstruction loss of the batch's `images`."""
         return self.loss(batch, self.noise(batch), train=train)
+
+    def images(self, batch: Batch) -> jax.Array:
+        """[B, H, W, C]: batch['image'], or the spectrograms that the encoder makes of waveforms."""
+        if "waveform" in batch:
+            return self.encoder.spectrogram(batch["waveform"], sample_mask(batch))
+        return batch["image"]
 
     def noise(self, batch: Batch) -> jax.Array:
         """[B, N] uniform noise whose smallest entries say which patches stay visible."""
-        grid = self.encoder.grid(batch["image"].shape[1:3])
+        grid = self.encoder.grid(self.images(batch).shape[1:3])
         shape = (grid[0] * grid[1],)
         keys = self.rng_per_example(batch)
         return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
     def loss(self, batch: Batch, noise: jax.Array, *, train: bool = False) -> Outcome:
         """The loss for given noise [B, N]."""
-        prediction, masked = self.predict(batch["image"], noise, train=train)
-        target, _, _ = self.targets(batch["image"], masked)
+        images = self.images(batch)
+        prediction, masked = self.predict(images, noise, train=train)
+        target, _, _ = self.targets(images, masked)
         error = jnp.square(prediction.astype(jnp.float32) - target).mean(-1).sum(-1)
         valid = valid_weights(batch)
         weight = masked.shape[1] * valid.sum()
@@ -241,7 +251,7 @@ class MaskedImage(Objective):
           'target', the image; 'masked', the same with masked patches at zero (the mean colour); and
           'prediction', the same with masked patches predicted, in the true patch's mean and scale.
         """
-        images = batch["image"].astype(jnp.float32)
+        images = self.images(batch).astype(jnp.float32)
         prediction, masked = self.predict(images, self.noise(batch))
         _, mean, std = self.targets(images, masked)
         patch, grid = self.encoder.patch, self.encoder.grid(images.shape[1:3])
@@ -254,8 +264,14 @@ class MaskedImage(Objective):
             "prediction": unpatchify(filled, patch, grid),
         }
 
-    def flops(self, image_size: tuple[int, int]) -> float:
-        """Forward FLOPs per RGB image: the encoder on what it is given, and the decoder on all."""
+    def flops(self, image_size: tuple[int, int] | int) -> float:
+        """Forward FLOPs per example: the encoder on what it is given, and the decoder on all.
+
+        Args:
+          image_size: (height, width) in pixels; or samples, of a waveform.
+        """
+        if isinstance(image_size, int):
+            image_size = self.encoder.image_size
         grid, prefix = self.encoder.grid(image_size), self.encoder.num_prefix
         patches = grid[0] * grid[1]
         visible = self.num_visible(patches)
@@ -265,5 +281,5 @@ class MaskedImage(Objective):
             masked=patches - visible,
             encoder_width=self.encoder.size.width,
             encoded=encoded + prefix,
-            pixels=self.encoder.patch[0] * self.encoder.patch[1] * 3,
+            pixels=self.encoder.patch[0] * self.encoder.patch[1] * self.encoder.channels,
         )
