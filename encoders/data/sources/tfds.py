@@ -92,6 +92,12 @@ def open_builder(dataset: str, data_dir: str | None) -> Any:
     try:
         return tfds.builder(dataset, data_dir=data_dir)
     except unknown as error:
+        if "No module named 'tensorflow'" in str(error):
+            raise DataError(
+                f"data source: TFDS needs TensorFlow to read '{dataset}', as it does for sound; "
+                "pip install tensorflow-cpu, and prepare it by tools.prepare_data --from tfds: "
+                "reading the result needs none."
+            ) from error
         name = dataset.split(":")[0].split("/")[0]
         raise DataError(
             f"data source: TFDS cannot open '{dataset}' ({str(error).splitlines()[0]})."
