@@ -76,6 +76,30 @@ class AudioPreprocessing:
                 f"{self.min_samples} to max_samples={self.max_samples}, got {sizes}."
             )
 
+    def check(self, encoder: Any) -> None:
+        """Compares what an encoder says of itself with what clips will be.
+
+        Raises:
+          ConfigError: it hears another rate, needs longer clips, or has another stride than
+            transcripts are measured by.
+        """
+        rate = getattr(encoder, "sample_rate", self.sample_rate)
+        if rate != self.sample_rate:
+            raise ConfigError(
+                f"preprocessing.sample_rate: the encoder hears {rate} samples per second, got "
+                f"{self.sample_rate}."
+            )
+        if self.min_samples < encoder.receptive_field:
+            raise ConfigError(
+                f"preprocessing.min_samples: the encoder makes a token of no less than "
+                f"{encoder.receptive_field} samples, got {self.min_samples}."
+            )
+        if self.characters is not None and self.samples_per_frame != encoder.stride:
+            raise ConfigError(
+                f"preprocessing.samples_per_frame: the encoder's stride is {encoder.stride}, got "
+                f"{self.samples_per_frame}."
+            )
+
     @functools.cached_property
     def opened(self) -> Characters:
         """The vocabulary of transcripts.

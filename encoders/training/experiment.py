@@ -359,6 +359,8 @@ def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:
       CheckpointError: the teacher's run is not there.
     """
     encoder = build(MODELS, config["model"], "model")
+    if hasattr(preprocessing, "check"):
+        preprocessing.check(encoder)
     context = dict(preprocessing.for_objectives)
     if (vocabulary := context.get("vocabulary")) and vocabulary.size > encoder.vocab_size:
         raise ConfigError(

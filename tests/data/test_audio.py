@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import types
 
 import numpy as np
 import pytest
@@ -349,6 +350,21 @@ def test_preprocessing_travels():
 def test_contradictory_preprocessing_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         AudioPreprocessing(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sample_rate": 8000}, "sample_rate: the encoder hears 16000"),
+        ({"min_samples": 399}, "min_samples: the encoder makes a token of no less than 400"),
+        ({"samples_per_frame": 160, "characters": "letters"}, "samples_per_frame: .* is 320"),
+    ],
+)
+def test_encoders_that_need_other_clips_are_refused(fields, message):
+    encoder = types.SimpleNamespace(sample_rate=16000, receptive_field=400, stride=320)
+    AudioPreprocessing().check(encoder)
+    with pytest.raises(ConfigError, match=message):
+        AudioPreprocessing(**fields).check(encoder)
 
 
 def test_the_source_is_in_the_table():
