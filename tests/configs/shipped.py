@@ -41,6 +41,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
         _shrink_pairs(config)
     elif config.preprocessing.name in ("text", "code"):
         _shrink_text(config)
+    elif config.preprocessing.name == "audio":
+        _shrink_audio(config)
     else:
         _shrink_pictures(config)
     config.batch_size = 16
@@ -122,6 +124,28 @@ def _shrink_pairs(config: ConfigDict) -> None:
     if "decoder" in config.objective:
         config.objective.decoder.depth = 1
     config.hardware.micro_batches = min(config.hardware.get("micro_batches", 1), 2)
+    if "init_from" in config:
+        del config["init_from"]
+
+
+# Front ends of encoders of speech, but for those that hear through convolutions.
+SPECTROGRAMS = {
+    "conformer": dict(conv_channels=(4, 4)),
+    "spectrogram_vit": dict(max_frames=64, num_mels=32),
+    "whisper": dict(pad_to=None),
+}
+
+
+def _shrink_audio(config: ConfigDict) -> None:
+    """Bundled digits, whatever the corpus."""
+    convolutions = dict(conv_dim=8, position_kernel=8, position_groups=2)
+    config.model.update(dict(width=16, depth=2, mlp_dim=32, num_heads=2))
+    config.model.update(SPECTROGRAMS.get(config.model.name, convolutions))
+    config.preprocessing.update(dict(max_samples=8000, bucket_samples=None, resample=True))
+    config.data.source = dict(name="audio", path="sample:digits", split="train")
+    config.evaluators = {}
+    if "decoder" in config.objective:
+        config.objective.decoder = dict(width=16, depth=1, num_heads=2)
     if "init_from" in config:
         del config["init_from"]
 
