@@ -2,7 +2,8 @@
 
     python -m tools.benchmark --config configs/vit_s16_in1k.py --batch-size 16 --peer timm
 
-Prints one JSON line. `step` figures are of the whole training step (forward, backward, optimizer,
+Prints one JSON line, and on stderr what is known so far, block by block, so that a run that is cut
+off has said something. `step` figures are of the whole training step (forward, backward, optimizer,
 and what the trainer checks in it) on a batch that is already on the device; `fed` ones of the same
 step behind the real pipeline and prefetch, on synthetic images or, with --with-data, on the
 config's own. With --peer, blocks of our steps and of the peer's alternate (one, the other, one,
@@ -29,6 +30,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,7 +64,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints one JSON line."""
+    """Prints one JSON line, and progress on stderr."""
     flags, config = parse_flags(__doc__.splitlines()[0], arguments, extend=_flags)
     if flags.steps < 1 or (flags.batch_size is not None and flags.batch_size < 1):
         raise ConfigError("--steps and --batch-size: expected numbers from 1.")
@@ -87,6 +89,7 @@ def benchmark(config: Any, flags: argparse.Namespace) -> dict[str, Any]:
     peak, peak_source = _peak(experiment.mesh.devices.flat[0], experiment.mesh.size)
     step = _Step(experiment)
     result = _machine(experiment) | {"batch_size": rows} | step.facts()
+    _say(_rounded(result))
     blocks = min(flags.steps, _BLOCKS)
     with contextlib.ExitStack() as stack:
         other: Any = None
@@ -126,7 +129,7 @@ class _Step:
 
         self.experiment = experiment
         self._rows = experiment.sections.batch_size
-        batch = _first_batch(experiment, self._rows)
+        batch = _first_batch(experiment)
         # Real tokens of a step, if it is of text alone.
         self.tokens = 0 if "image" in batch else int((batch["segments"] > 0).sum())
         self._batch = to_device(batch, experiment.mesh)
@@ -271,11 +274,11 @@ def evenly(lengths: Sequence[int], rows: int) -> list[int]:
     return [ordered[(2 * i + 1) * len(ordered) // (2 * rows)] for i in range(rows)]
 
 
-def _first_batch(experiment: Any, rows: int) -> dict[str, Any]:
+def _first_batch(experiment: Any) -> dict[str, Any]:
     """Real texts, and random pictures."""
     import numpy as np
 
-    batch = experiment.example_batch(rows)
+    batch = experiment.example_batch(experiment.batch_rows)
     if "ids" in batch:
         batch = experiment.pipeline().batch(0)
     if "image" in batch:
@@ -292,11 +295,16 @@ def _alternate(
         theirs(1)  # while ours was compiled and warmed up, the peer's caches went cold
     timers = [ours] if theirs is None else [ours, theirs]
     found: tuple[list[_Times], list[_Times]] = ([], [])
-    for _ in range(blocks):
-        for timer, times in zip(timers, found, strict=False):
+    for number in range(blocks):
+        for timer, times, name in zip(timers, found, ("ours", "the other"), strict=False):
             wall, processor = timer(steps)
             times.append((wall / steps, processor / steps))
+            _say(f"block {number + 1}, {name}: {times[-1][0]:.4g} s, processor {times[-1][1]:.4g}")
     return found
+
+
+def _say(progress: Any) -> None:
+    print(progress, file=sys.stderr, flush=True)
 
 
 def _peak(device: Any, devices: int) -> tuple[float, str]:

@@ -54,7 +54,7 @@ def test_versus_measures_the_changed_config(measured):
     assert min(measured["ratios"]) <= measured["ratio"] <= max(measured["ratios"])
 
 
-def test_blocks_alternate_and_are_per_step():
+def test_blocks_alternate_and_are_per_step(capsys):
     log = []
 
     def timer(name, seconds):
@@ -68,6 +68,9 @@ def test_blocks_alternate_and_are_per_step():
     assert mine == [(0.5, 1.0)] * 2
     assert theirs == [(0.25, 0.5)] * 2
     assert log == [("theirs", 1)] + [("ours", 3), ("theirs", 3)] * 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[2] == "block 2, ours: 0.5 s, processor 1"
+    assert len(said) == 4
 
 
 def test_the_peer_is_told_to_build_the_same_model():
