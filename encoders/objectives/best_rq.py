@@ -20,6 +20,7 @@ from encoders.objectives.base import Batch
 from encoders.objectives.heads import cross_entropy
 from encoders.objectives.span_masking import SpanMasking
 from encoders.objectives.speech import (
+    Hidden,
     MaskedSpeechObjective,
     at_frames,
     normalized,
@@ -75,12 +76,8 @@ class BestRQ(MaskedSpeechObjective):
         features, real, _ = self.features(batch, train=train)
         mask_keys, noise_keys = split_keys(self.rng_per_example(batch), 2)
         hidden = self.hide(mask_keys, real, batch)
-        noise = jax.vmap(lambda key: jax.random.normal(key, features.shape[1:]))(noise_keys)
-        covered = jnp.where(hidden.mask[..., None], self.noise * noise, features)
-        encoded = self.encode(batch, features=(covered, real), train=train)
         codes = self.quantizer(at_frames(normalized(features, real), hidden.frames))
-        scores = self.head(at_frames(encoded.tokens, hidden.frames)).astype(jnp.float32)
-        scores = scores.reshape(*codes.shape, self.num_codes)
+        scores = self.scores(batch, (features, real), hidden, noise_keys, train=train)
         weights, count = hidden.weights, hidden.weights.sum()
         losses = (cross_entropy(scores, codes).mean(-1) * weights).sum()
         correct = ((scores.argmax(-1) == codes).mean(-1) * weights).sum()
@@ -89,6 +86,23 @@ class BestRQ(MaskedSpeechObjective):
         used = perplexity(used / jnp.maximum(count, 1)) / self.num_codebooks
         metrics = {"accuracy": (correct, count), "perplexity": (used * count, count)}
         return Outcome(losses, count, metrics)
+
+    def scores(
+        self,
+        batch: Batch,
+        features: tuple[jax.Array, jax.Array],
+        hidden: Hidden,
+        keys: jax.Array,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """float32 [B, K, N, V], how well hidden frames fit each code; noise by keys [B]."""
+        x, real = features
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+        x = jnp.where(hidden.mask[..., None], self.noise * noise, x)
+        encoded = self.encode(batch, features=(x, real), train=train)
+        scores = self.head(at_frames(encoded.tokens, hidden.frames)).astype(jnp.float32)
+        return scores.reshape(*scores.shape[:2], self.num_codebooks, self.num_codes)
 
     def flops(self, samples: int) -> float:
         """Forward FLOPs per example of so many samples; the codes, which have no gradient, a third.

@@ -31,17 +31,21 @@ FRAMES = 30  # of a whole row
 
 
 @functools.cache
-def batch():
-    """Clips of 5 to 30 frames, with transcripts and units; the last but two is padding."""
+def batch(scale=1):
+    """Clips of 5 to 30 frames, with transcripts and units; the last but two is padding.
+
+    Or of `scale` times the samples, for a spectrogram.
+    """
     rng = np.random.default_rng(0)
     length = rng.integers(25, SAMPLES + 1, ROWS).astype(np.int32)
     length[0] = SAMPLES
-    real = np.arange(SAMPLES) < length[:, None]
+    length *= scale
+    real = np.arange(SAMPLES * scale) < length[:, None]
     target_length = rng.integers(1, 4, ROWS).astype(np.int32)
     targets = rng.integers(1, 6, (ROWS, 4)).astype(np.int32)
     targets *= np.arange(4) < target_length[:, None]
     return {
-        "waveform": (rng.normal(size=(ROWS, SAMPLES)) * real).astype(np.float32),
+        "waveform": (rng.normal(size=real.shape) * real).astype(np.float32),
         "length": length,
         "targets": targets,
         "target_length": target_length,
@@ -51,26 +55,36 @@ def batch():
     }
 
 
+def batch_of(module):
+    """Clips for its encoder."""
+    return batch(1 if hasattr(module.encoder, "conv_dim") else 48)
+
+
 @functools.cache
 def variables(module):
     """Random parameters of which none is zero or one, and the other collections."""
-    made = dict(jax.eval_shape(module.init, jax.random.key(0), batch()))
+    init = functools.partial(module.init, jax.random.key(0), batch_of(module))
+    shapes = dict(jax.eval_shape(init))
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype("f4"), made.pop("params"))
-    if made:
-        made = jax.device_get(dict(jax.jit(module.init)(jax.random.key(0), batch())))
-        made.pop("params")
-    return params, made
+    params = jax.tree.map(
+        lambda x: 0.3 * rng.normal(size=x.shape).astype("f4"), shapes.pop("params")
+    )
+    others = {}
+    if shapes:
+        others = jax.device_get(dict(jax.jit(init)()))
+        others.pop("params")
+    return params, others
 
 
-ONE = (("fsdp", 1),)
-SPREAD = (("data", 2), ("fsdp", 4)), 2  # devices, and parts
+# Devices, and parts.
+ONE = (("fsdp", 1),), 1
+SPREAD = (("data", 2), ("fsdp", 4)), 2
 
 
 @functools.cache
-def train(module, sizes=ONE, micro_batches=1):
+def train(module, sizes=ONE[0], micro_batches=1):
     """Metrics and gradients of a training step."""
     devices = jax.devices()[: int(np.prod([size for _, size in sizes]))]
     mesh = make_mesh(**dict(sizes), devices=devices)
-    params, stats = variables(module)
-    return one_step(module, params, batch(), mesh, micro_batches, stats)
+    params, others = variables(module)
+    return one_step(module, params, batch_of(module), mesh, micro_batches, others)
