@@ -15,6 +15,9 @@ from configs.common import imagenet
 
 CLIP_WORDS = dict(size=49408, pad_id=49407, unk_id=49407, cls_id=49406, sep_id=49407, mask_id=49407)
 SIGLIP_WORDS = dict(size=32000, pad_id=1, unk_id=2, cls_id=1, sep_id=1, mask_id=2)
+GEMMA_WORDS = dict(size=256_000, pad_id=0, unk_id=3, cls_id=2, sep_id=1, mask_id=4)
+# Where a cosine is after 80 % of its length, as a share of the peak.
+LAST_FIFTH = (1 + math.cos(0.8 * math.pi)) / 2
 # Tables decay, as in PyTorch's CLIPs, where whatever has two axes does.
 DECAY_TABLES = ((r".*(kernel|words|positions)", 1.0),)
 
@@ -187,6 +190,49 @@ def packed(config: ConfigDict, images: int, row_patches: int, max_patches: int) 
     pack = dict(name="pack_patches", images=images, row_patches=row_patches)
     config.data.transforms = (dict(name="tokenize"), pack)
     return config
+
+
+def siglip2(variant: str, words: str, dim: int, image_size: int) -> ConfigDict:
+    """Sections 2.1 and 2.2 of arXiv 2502.14786: SigLIP, with captions, on 80 % of 40 G pairs.
+
+    Gemma's 256,000 tokens, lower-cased; Adam, lr 1e-3, decay 1e-4, gradients of norm 1 at most,
+    20,000 steps of warm-up, 32,768 pairs in a batch: from memory. b2 .95 is SigLIP's.
+
+    Args:
+      variant, words, dim, image_size: as of `siglip`.
+    """
+    config = siglip(variant, words, dim, image_size, batch_size=32_768)
+    config.duration = {"examples": 0.8 * 40e9}
+    config.preprocessing.text.vocabulary = GEMMA_WORDS
+    config.preprocessing.text.strip_punctuation = False
+    config.model.text.vocab_size = GEMMA_WORDS["size"]
+    config.objective = dict(name="siglip2")
+    config.optimizer = dict(
+        name="adamw",
+        lr=1e-3,
+        schedule=dict(name="cosine", warmup={"steps": 20_000}, end=LAST_FIFTH),
+        b2=0.95,
+        weight_decay=1e-4,
+        decay_convention="independent",
+        clip=1.0,
+    )
+    return config
+
+
+def distilled(config: ConfigDict, path: str, weight: float = 0.25) -> None:
+    """Section 2.3: on the last 20 % the image tower learns from a slow copy of itself.
+
+    Args:
+      config: of the first stage, which becomes that of the second.
+      path: the run of the first stage.
+      weight: of the two losses: .25 for B, .5 for L, 1 for So400m, .5 for g.
+    """
+    config.duration = {"examples": 0.2 * 40e9}
+    config.objective.distillation = dict(weight=weight)
+    config.optimizer.lr *= LAST_FIFTH
+    config.optimizer.schedule = dict(name="cosine")
+    fresh = (r"(image|patch)_head/.*", r"mask_token")
+    config.init_from = dict(path=path, load=((r".*", True),), fresh=fresh)
 
 
 def locked(config: ConfigDict, path: str) -> ConfigDict:

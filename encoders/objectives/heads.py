@@ -91,7 +91,7 @@ class VocabularyHead(nn.Module):
             x = LayerNorm(options["norm_eps"], options["norm_bias"], name="norm")(x)
         if not options["tied"]:
             table = self.param("words", _INIT, (vocab, embedding))
-        scores = _products(x, table.astype(x.dtype))
+        scores = products(x, table.astype(x.dtype))
         if options["bias"]:
             scores = scores + self.param("bias", nn.initializers.zeros, (vocab,))
         return scores
@@ -104,7 +104,7 @@ class VocabularyHead(nn.Module):
 
 
 @jax.custom_vjp
-def _products(x: jax.Array, table: jax.Array) -> jax.Array:
+def products(x: jax.Array, table: jax.Array) -> jax.Array:
     """float32 [..., V], x [..., E] times every row of the table [V, E].
 
     Its gradients are products in the dtype of x: from float32 scores they would be float32
@@ -114,7 +114,7 @@ def _products(x: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def _products_forward(x: jax.Array, table: jax.Array) -> tuple[jax.Array, tuple]:
-    return _products(x, table), (x, table)
+    return products(x, table), (x, table)
 
 
 def _products_backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -124,7 +124,7 @@ def _products_backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, jax
     return dx, jnp.einsum("...v,...e->ve", gradient, x)
 
 
-_products.defvjp(_products_forward, _products_backward)
+products.defvjp(_products_forward, _products_backward)
 
 
 class PairHead(nn.Module):
