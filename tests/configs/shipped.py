@@ -67,7 +67,8 @@ def distinct(names: list[str]) -> list[str]:
     for name in names:
         config = shrink(load(name))
         parts = (config[part].name for part in ("model", "objective", "optimizer"))
-        found.setdefault((*parts, "init_from" in config), name)
+        own = "init_from" in config, "distillation" in config.objective
+        found.setdefault((*parts, *own), name)
     return list(found.values())
 
 
@@ -123,6 +124,9 @@ def _shrink_pairs(config: ConfigDict) -> None:
     config.model.embedding_dim = 32 if config.model.image.name == "efficientnet" else 16
     if "decoder" in config.objective:
         config.objective.decoder.depth = 1
+    if "distillation" in config.objective:
+        few = dict(num_crops=2, crop_size=4, num_prototypes=16, num_patch_prototypes=8)
+        config.objective.distillation.update(few, hidden_dim=16, bottleneck_dim=8)
     config.hardware.micro_batches = min(config.hardware.get("micro_batches", 1), 2)
     if "init_from" in config:
         del config["init_from"]
