@@ -9,6 +9,7 @@ import pytest
 from encoders.data import AudioPreprocessing, CorruptExample, Pipeline, build_transforms
 from encoders.data.sources import Source
 from encoders.data.sources.buckets import Buckets, in_buckets
+from encoders.data.sources.mixture import Mixture
 from encoders.data.sources.synthetic import Synthetic
 from encoders.errors import ConfigError
 
@@ -138,6 +139,12 @@ def test_lengths_no_clip_has_are_left_out():
 def test_sources_without_lengths_are_refused():
     with pytest.raises(ConfigError, match="a source that knows how long its clips are"):
         in_buckets(Synthetic(), PREPROCESSING, BATCH)
+    mixed = Mixture((Numbered(), Synthetic()))
+    with pytest.raises(ConfigError, match="sources that know how long their clips are"):
+        in_buckets(mixed, PREPROCESSING, BATCH)
+    with pytest.raises(ConfigError, match="leave out the weights"):
+        in_buckets(Mixture((Numbered(), Numbered()), (1.0, 2.0)), PREPROCESSING, BATCH)
+    assert len(in_buckets(Mixture((Numbered(), Numbered())), PREPROCESSING, BATCH)) == 200
     plain = AudioPreprocessing(max_samples=1600)
     numbered = Numbered()
     assert in_buckets(numbered, plain, BATCH) is numbered

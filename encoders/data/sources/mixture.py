@@ -49,6 +49,7 @@ class Mixture:
         if not self.sources:
             raise ConfigError("data source: a mixture needs at least one source.")
         sizes = [len(source) for source in self.sources]
+        self._weighted = weights is not None
         if weights is None:
             weights = sizes
         if len(weights) != len(sizes) or min(weights) <= 0:
@@ -81,6 +82,25 @@ class Mixture:
         """Where a person finds the example."""
         number, start = self._component(index)
         return self.sources[number].describe(int(index) - start)
+
+    def lengths(self, sample_rate: int) -> np.ndarray:
+        """int64 [N] samples of each clip at a rate, where the sources know that.
+
+        Raises:
+          ConfigError: one does not, or they have weights, which buckets would not keep.
+        """
+        if self._weighted:
+            raise ConfigError(
+                "preprocessing.bucket_samples: buckets take every clip as often as any other; "
+                "leave out the weights of the mixture."
+            )
+        for source in self.sources:
+            if not hasattr(source, "lengths"):
+                raise ConfigError(
+                    f"preprocessing.bucket_samples: expected sources that know how long their "
+                    f"clips are, such as 'audio', got {type(source).__name__}."
+                )
+        return np.concatenate([source.lengths(sample_rate) for source in self.sources])
 
     def span(self, index: int) -> tuple[int, int]:
         """A corrupt example is replaced from its own source, which keeps the proportions."""
