@@ -5,20 +5,23 @@ import os
 import pathlib
 import tempfile
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from encoders.config import load_config
+from encoders.data.sources.audio import Audio
+from encoders.data.units import write_units
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Imported by them.
 PARTS = {
-    "__init__", "bert", "common", "hardware", "image_text", "mae", "sentence", "sweeps", "text",
-    "vit",
+    "__init__", "bert", "common", "hardware", "image_text", "mae", "sentence", "speech", "sweeps",
+    "text", "vit",
 }  # fmt: skip
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in PARTS)
 VARIANTS = [
     "vit_s16_in1k:300", "mae_l16_in1k:scan,remat", "mae_b16_in1k:v5p", "mae_b16_in1k:h200",
-    "siglip_b16:naflex",
+    "siglip_b16:naflex", "demo_speech:ctc",
 ]  # fmt: skip
 SPECS = sorted([*NAMES, *VARIANTS])
 
@@ -85,7 +88,7 @@ def _shrink_pictures(config: ConfigDict) -> None:
         fields, side = CONVOLUTIONAL[config.model.name]
         size = (side, side)
     else:
-        fields = dict(width=32, depth=2, mlp_dim=64, num_heads=4)
+        fields = dict(width=32, depth=1, mlp_dim=64, num_heads=4)
         patch = config.model.get("patch_size") or int(config.model.variant.split("/")[1])
         size = (4 * patch, 4 * patch)
     channels = config.preprocessing.channels
@@ -102,7 +105,7 @@ def _shrink_pictures(config: ConfigDict) -> None:
 
 def _shrink_pairs(config: ConfigDict) -> None:
     """Bundled emoji with their names, whatever the corpus."""
-    sizes = dict(width=16, depth=2, mlp_dim=32, num_heads=2)
+    sizes = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
     image, side = CONVOLUTIONAL.get(config.model.image.name, (dict(sizes, patch_size=4), 8))
     config.preprocessing.image.image_size = (side, side)
     config.preprocessing.text.vocabulary = None
@@ -146,12 +149,29 @@ def _shrink_audio(config: ConfigDict) -> None:
     config.model.update(dict(width=16, depth=2, mlp_dim=32, num_heads=2))
     config.model.update(SPECTROGRAMS.get(config.model.name, convolutions))
     config.preprocessing.update(dict(max_samples=8000, bucket_samples=None, resample=True))
-    config.data.source = dict(name="audio", path="sample:digits", split="train")
+    config.preprocessing.min_samples = 900
+    digits = dict(name="audio", path="sample:digits", split="train")
+    clustered = config.data.source.name == "units"
+    config.data.source = _clustered(digits, config.preprocessing) if clustered else digits
     config.evaluators = {}
     if "decoder" in config.objective:
         config.objective.decoder = dict(width=16, depth=1, num_heads=2)
+    if "top_layers" in config.objective:
+        config.objective.top_layers = 1
     if "init_from" in config:
         del config["init_from"]
+
+
+def _clustered(source: dict, preprocessing: ConfigDict) -> dict:
+    """The same clips with units, one after the other."""
+    rate = preprocessing.units_per_second
+    path = pathlib.Path(tempfile.gettempdir()) / f"encoders-{os.getpid()}-units-{rate:.0f}"
+    if not path.exists():
+        clips = Audio(**{key: value for key, value in source.items() if key != "name"})
+        units = [np.arange(300) % 100 for _ in range(len(clips))]
+        names = [clips.describe(index) for index in range(len(clips))]
+        write_units(path, units, names, np.zeros((100, 2)), {"units_per_second": rate})
+    return dict(name="units", source=source, path=str(path))
 
 
 TOKENIZER = "sample:peps/tokenizer.json"
@@ -161,7 +181,7 @@ def _shrink_text(config: ConfigDict) -> None:
     """Bundled documents, whatever the corpus; pairs and sentences keep their form."""
     config.preprocessing.vocabulary = None
     config.preprocessing.update(dict(tokenizer=TOKENIZER, max_length=32))
-    config.model.update(dict(width=16, depth=2, mlp_dim=32, num_heads=2))
+    config.model.update(dict(width=16, depth=1, mlp_dim=32, num_heads=2))
     config.evaluators = {}
     source = config.data.source
     if source.name == "mixture":
