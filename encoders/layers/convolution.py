@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from encoders.errors import ConfigError
 from encoders.layers.initializers import Initializer
+from encoders.layers.stack import resolve_layers
 from encoders.types import Encoded
 
 Padding = Literal["same", "alike", "late", "none"]
@@ -137,25 +138,54 @@ def output_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
     return tuple(-(-side // stride) for side in image_size)
 
 
-def encoded(
-    maps: Sequence[jax.Array], pooled: jax.Array | None, layers: Sequence[int], name: str
-) -> Encoded:
-    """What an encoder of feature maps returns.
+class ConvNet(nn.Module):
+    """Base of encoders of feature maps; subclasses have `size`, `pool` and `_maps`."""
 
-    Args:
-      maps: of every stage, [B, h, w, C].
-      pooled: [B, D], or None.
-      layers: stages that are asked for.
-      name: of the encoder, for errors.
+    modality = "image"
+    pool = "none"  # a field of subclasses
 
-    Raises:
-      ConfigError: nothing is left of the image.
-    """
-    rows = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps]
-    if not rows[-1].shape[1]:
-        raise ConfigError(f"{name}: nothing is left of such small images.")
-    mask = jnp.ones(rows[-1].shape[:2], bool)
-    return Encoded(rows[-1], mask, pooled, {layer: rows[layer] for layer in layers})
+    @property
+    def size(self) -> ConvSize:
+        """Width of the vectors, number of stages."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        layers: Sequence[int] | Literal["all"] = (),
+    ) -> Encoded:
+        """Encodes images.
+
+        Args:
+          images: [B, H, W, C] float, already normalised.
+          train: whether batch norms read the batch's own statistics, and drop path is on.
+          layers: stages whose maps to return, [B, h * w, C] each, or 'all'.
+
+        Returns:
+          Encoded.
+
+        Raises:
+          ConfigError: there is no such stage, or the images are too small.
+        """
+        wanted = resolve_layers(layers, self.size.depth)
+        maps = self._maps(images, train)
+        rows = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps]
+        if not rows[-1].shape[1]:
+            raise ConfigError(f"{type(self).__name__}: nothing is left of such small images.")
+        mask = jnp.ones(rows[-1].shape[:2], bool)
+        hidden = {layer: rows[layer] for layer in wanted}
+        return Encoded(rows[-1], mask, self._pool(maps[-1]), hidden)
+
+    def _maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
+        """What every stage leaves of the images, [B, h, w, C], and at last what is pooled."""
+        raise NotImplementedError
+
+    def _pool(self, x: jax.Array) -> jax.Array | None:
+        """[B, h, w, C] -> [B, C], or None."""
+        return mean_of(x) if self.pool == "mean" else None
 
 
 def convolution_flops(

@@ -85,6 +85,13 @@ class CLIPResNet(ResNet):
             return super()._pool(x)
         return AttentionPool(self.head_dim, self.position_grid, name="pool_attention")(x)
 
+    def _pool_flops(self, at: tuple[int, int]) -> float:
+        if self.pool != "attention":
+            return super()._pool_flops(at)
+        # One query, as many keys and values as pixels and their mean, and no last projection.
+        tokens, width = at[0] * at[1] + 1, self.size.width
+        return 2.0 * (1 + 2 * tokens) * width**2 + 4.0 * tokens * width
+
 
 class _Averaged(Bottleneck):
     """A bottleneck whose convolutions have stride 1, with a mean of pixels where it had more."""

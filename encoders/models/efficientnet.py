@@ -7,7 +7,6 @@ one is the tokens, row by row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -16,10 +15,9 @@ import jax
 from encoders.errors import ConfigError, nearest
 from encoders.layers.convolution import (
     Conv,
+    ConvNet,
     ConvSize,
     convolution_flops,
-    encoded,
-    mean_of,
     output_size,
 )
 from encoders.layers.inverted_bottleneck import (
@@ -33,11 +31,9 @@ from encoders.layers.inverted_bottleneck import (
     squeezed,
 )
 from encoders.layers.norm import BatchNorm
-from encoders.layers.stack import resolve_layers
-from encoders.types import Encoded
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(ConvNet):
     """A stem, seven stages of inverted bottlenecks, and the mean of what is left.
 
     Attributes:
@@ -64,8 +60,6 @@ class EfficientNet(nn.Module):
     norm_momentum: float = 0.99
     norm_eps: float = 1e-3
 
-    modality = "image"
-
     @property
     def factors(self) -> tuple[float, float]:
         """Of width and depth.
@@ -87,28 +81,7 @@ class EfficientNet(nn.Module):
         width = scaled(HEAD if self.head else STAGES[-1][3], self.factors[0])
         return ConvSize(width, len(STAGES))
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool = False,
-        layers: Sequence[int] | Literal["all"] = (),
-    ) -> Encoded:
-        """Encodes images.
-
-        Args:
-          images: [B, H, W, C] float, already normalised.
-          train: whether batch norms read the batch's own statistics, and drop path is on.
-          layers: stages whose maps to return, [B, h * w, C] each, or 'all'.
-
-        Returns:
-          Encoded.
-
-        Raises:
-          ConfigError: there is no such stage, or the images are too small.
-        """
-        wanted = resolve_layers(layers, self.size.depth)
+    def _maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
         plans = list(plan(*self.factors))
 
         def norm(x: jax.Array, name: str) -> jax.Array:
@@ -130,8 +103,7 @@ class EfficientNet(nn.Module):
             maps[block.stage] = x
         if self.head:
             x = nn.silu(norm(Conv(self.size.width, 1, name="head")(x), "head_norm"))
-        pooled = mean_of(x) if self.pool == "mean" else None
-        return encoded([*maps, x], pooled, wanted, type(self).__name__)
+        return [*maps, x]
 
     def flops(self, image_size: tuple[int, int]) -> float:
         """Forward FLOPs per RGB image; a multiply-add counts as two, elementwise work as none."""

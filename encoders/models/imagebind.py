@@ -70,5 +70,5 @@ class ImageBind(Towers):
 
     def flops_of(self, name: str, shape: tuple[int, ...]) -> float:
         """Forward FLOPs of one spectrogram or map of that shape, a locked tower's as a third."""
-        tower = getattr(self, name)
-        return tower.flops(shape[:2]) / (3 if name in self.locked else 1)
+        tower = getattr(self, name).flops(shape[:2]) / (3 if name in self.locked else 1)
+        return tower + self._projection_flops(name)

@@ -8,7 +8,6 @@ A map is what a stage ends with; the last one is the tokens, row by row.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -17,17 +16,14 @@ import jax
 from encoders.errors import ConfigError, nearest
 from encoders.layers.convolution import (
     Conv,
+    ConvNet,
     ConvSize,
     convolution_flops,
     drop_branch,
-    encoded,
     max_pool,
-    mean_of,
     output_size,
 )
 from encoders.layers.norm import BatchNorm
-from encoders.layers.stack import resolve_layers
-from encoders.types import Encoded
 
 # Blocks of every stage, and whether they are bottlenecks.
 SIZES = {
@@ -40,7 +36,7 @@ SIZES = {
 _GROWTH = 4  # channels of a bottleneck's output, by those inside
 
 
-class ResNet(nn.Module):
+class ResNet(ConvNet):
     """A stem, four stages of residual blocks, and the mean of what is left.
 
     Attributes:
@@ -58,8 +54,6 @@ class ResNet(nn.Module):
     pool: Literal["mean", "none"] = "mean"
     drop_path: float = 0.0
     norm_momentum: float = 0.9
-
-    modality = "image"
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -88,28 +82,7 @@ class ResNet(nn.Module):
         stages = len(self.stages)
         return ConvSize(self.width * 2 ** (stages - 1) * self.growth, stages)
 
-    @nn.compact
-    def __call__(
-        self,
-        images: jax.Array,
-        *,
-        train: bool = False,
-        layers: Sequence[int] | Literal["all"] = (),
-    ) -> Encoded:
-        """Encodes images.
-
-        Args:
-          images: [B, H, W, C] float, already normalised.
-          train: whether batch norms read the batch's own statistics, and drop path is on.
-          layers: stages whose maps to return, [B, h * w, C] each, or 'all'.
-
-        Returns:
-          Encoded.
-
-        Raises:
-          ConfigError: there is no such stage, or the images are too small.
-        """
-        wanted = resolve_layers(layers, self.size.depth)
+    def _maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
         norm = functools.partial(BatchNorm, self.norm_momentum)
         make = functools.partial(self._block(), norm=norm, growth=self.growth)
         x = self._stem(images, norm, train)
@@ -122,7 +95,7 @@ class ResNet(nn.Module):
                 x = block(x, train=train)
                 count += 1
             maps.append(x)
-        return encoded(maps, self._pool(x), wanted, type(self).__name__)
+        return maps
 
     def _block(self) -> type[nn.Module]:
         return Bottleneck if self.growth > 1 else BasicBlock
@@ -130,10 +103,6 @@ class ResNet(nn.Module):
     def _stem(self, x: jax.Array, norm: functools.partial, train: bool) -> jax.Array:
         x = Conv(self.width, 7, 2, name="stem")(x)
         return max_pool(nn.relu(norm(name="stem_norm")(x, train=train)))
-
-    def _pool(self, x: jax.Array) -> jax.Array | None:
-        """[B, h, w, C] -> [B, C], or None."""
-        return mean_of(x) if self.pool == "mean" else None
 
     def flops(self, image_size: tuple[int, int]) -> float:
         """Forward FLOPs per RGB image; a multiply-add counts as two, elementwise work as none."""
@@ -146,7 +115,12 @@ class ResNet(nn.Module):
                 at = output_size(at, 2 if stage and not index else 1)
                 total += self._block().flops(before, at, channels, inside, self.growth)
                 channels = inside * self.growth
-        return total
+        return total + self._pool_flops(at)
+
+    def _pool_flops(self, at: tuple[int, int]) -> float:
+        """FLOPs of pooling a map of that size; of a mean nothing."""
+        del at
+        return 0.0
 
     def _stem_flops(self, image_size: tuple[int, int]) -> tuple[float, tuple[int, int]]:
         """FLOPs, and the size of what the first stage gets."""

@@ -224,6 +224,10 @@ class Towers(nn.Module):
         total = 0.0
         for name, flops in towers.items():
             total += flops / 3 if train and name in self.locked else flops
-            if getattr(self, f"{name}_projection") != "none":
-                total += 2.0 * getattr(self, name).size.width * self.dim
+            total += self._projection_flops(name)
         return total
+
+    def _projection_flops(self, name: str) -> float:
+        if getattr(self, f"{name}_projection") == "none":
+            return 0.0
+        return 2.0 * getattr(self, name).size.width * self.dim
