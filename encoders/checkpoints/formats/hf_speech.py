@@ -36,6 +36,7 @@ from encoders.layers.conv_features import receptive_field
 from encoders.layers.mlp import GATED
 
 VOCABULARY = "vocab.json"
+PROCESSOR = "processor_config.json"
 
 # Our field -> theirs.
 _FIELDS = {
@@ -290,10 +291,12 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
         tensors["masked_spec_embed"] = embedding
     row, droppable = hf_heads.find(_HEADS[model_type], tensors), _DROPPABLE
     if row is not None and row.objective == "ctc":
+        # Its vocabulary travels with the preprocessing.
         characters, why = _characters(path, config, len(tensors["lm_head.weight"]))
-        if characters is None:
-            row, droppable = None, {r"lm_head\..*": f"letters {why}", **droppable}
-        elif preprocessing is not None:
+        if preprocessing is None or characters is None:
+            why = f"letters {why}" if characters is None else f"letters, and {reason}"
+            row, droppable = None, {r"lm_head\..*": why, **droppable}
+        else:
             preprocessing["characters"] = characters
     found = hf_heads.imported(
         tensors,
@@ -342,9 +345,12 @@ def _preprocessing(
     path: pathlib.Path, model: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, bool | None, str | None]:
     """(section, whether waveforms are normalised, None), or (None, None, why there is none)."""
-    if not (path / FILE).is_file():
+    if (path / FILE).is_file():
+        config = files.read_json(path / FILE)
+    elif (path / PROCESSOR).is_file():  # of transformers 5, for an extractor and a tokenizer
+        config = files.read_json(path / PROCESSOR).get("feature_extractor", {})
+    else:
         return None, None, f"the directory has no {FILE}"
-    config = files.read_json(path / FILE)
     if config.get("feature_size", 1) != 1:
         return None, None, f"its {FILE} has feature_size={config['feature_size']}, not 1"
     stride = 1
@@ -415,7 +421,17 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         "encoders": {field: fields[field] for field in ("pool", "feature_gradient")},
     }
     preprocessing, objective = exported.preprocessing, exported.objective
+    processor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "do_normalize": fields["normalize_waveform"],
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": fields["conv_norm"] == "layer",
+        "sampling_rate": 16000 if preprocessing is None else preprocessing["sample_rate"],
+    }
     if objective is not None and objective["name"] == "ctc":
+        processor["processor_class"] = "Wav2Vec2Processor"
         head = exported.objective_params["head"]["kernel"]
         objective = {**objective, "vocab_size": head.shape[1]}
         config |= _write_letters(directory, preprocessing)
@@ -429,15 +445,6 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     )
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
-    processor = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "do_normalize": fields["normalize_waveform"],
-        "feature_size": 1,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": fields["conv_norm"] == "layer",
-        "sampling_rate": 16000 if preprocessing is None else preprocessing["sample_rate"],
-    }
     files.write_json(directory / FILE, processor)
 
 
@@ -463,7 +470,7 @@ def _write_letters(
         name: next((token for token in known if token in tokens), None)
         for name, known in special.items()
     }
-    kind = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "do_lower_case": False}
+    kind = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "processor_class": "Wav2Vec2Processor"}
     files.write_json(directory / "tokenizer_config.json", {**kind, **names})
     ids = {f"{name}_id": tokens.get(names[name]) for name in ("bos_token", "eos_token")}
     return {"pad_token_id": tokens[names["pad_token"]], **ids}

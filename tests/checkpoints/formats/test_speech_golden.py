@@ -16,12 +16,13 @@ import pytest
 
 import encoders
 from encoders.checkpoints.formats import files
+from encoders.errors import CheckpointError
+from encoders.layers.quantizer import GumbelQuantizer
 from encoders.models import MODELS
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "speech"
 NAMES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 ATOL = 1e-5
-HEADS = ("lm_head.", "quantizer.", "project_")
 OLD = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
@@ -31,6 +32,10 @@ OLD = {
 @functools.cache
 def load(name):
     return encoders.load(GOLDEN / name)
+
+
+def load_config(name):
+    return json.loads((GOLDEN / name / "config.json").read_text())
 
 
 @functools.cache
@@ -112,7 +117,7 @@ def test_export_of_import_is_the_same_bits(name, tmp_path):
     chex.assert_trees_all_equal(files.read_tensors(tmp_path / "out"), before)
     # The config means the same; its defaults are spelt out.
     after = json.loads((tmp_path / "out" / "config.json").read_text())
-    given = json.loads((GOLDEN / name / "config.json").read_text())
+    given = load_config(name)
     own = {"encoders", "bos_token_id", "eos_token_id"}
     assert {k: given[k] for k in after if k not in own} == {
         k: x for k, x in after.items() if k not in own
@@ -132,3 +137,161 @@ def test_parameters_of_published_sizes_are_those_of_transformers():
             waveform = jax.ShapeDtypeStruct((1, 400), jnp.float32)
             tree = jax.eval_shape(module.init, jax.random.key(0), waveform)
             assert sum(x.size for x in jax.tree.leaves(tree["params"])) == count, (name, variant)
+
+
+LETTERS = [name for name in NAMES if load_config(name)["architectures"][0].endswith("CTC")]
+
+
+@pytest.mark.parametrize("name", LETTERS)
+def test_letter_models_score_characters(name):
+    encoder, want = load(name), group(name, "heads/")
+    assert encoder.objective == {"name": "ctc", "dropout": 0.0}
+    assert encoder.preprocessing.opened.tokens[4:] == ("|", "A", "B", "C")
+    head, (_, out, _) = encoder.heads["head"], run(name)[0]
+    logits = np.asarray(out.tokens) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(real(name, logits), real(name, want["logits"]), rtol=0, atol=2e-5)
+
+
+def test_quantizers_and_projections_are_read():
+    encoder, want = load("wav2vec2_layer"), group("wav2vec2_layer", "heads/")
+    sizes = {"groups": 2, "entries": 5, "width": 6}
+    assert encoder.objective["quantizer"] == sizes
+    assert encoder.objective["projection_dim"] == 7
+    quantizer = GumbelQuantizer(**sizes)
+    (features, _, masked), heads = run("wav2vec2_layer")[0], encoder.heads
+    quantized = quantizer.apply({"params": heads["quantizer"]}, features[0]).vectors
+    for x, head, key in (
+        (quantized, "project_target", "projected_quantized_states"),
+        (masked, "project_hidden", "projected_states"),
+    ):
+        found = np.asarray(x) @ heads[head]["kernel"] + heads[head]["bias"]
+        expected = want[f"eval/{key}"]
+        np.testing.assert_allclose(
+            real("wav2vec2_layer", found), real("wav2vec2_layer", expected), rtol=0, atol=2e-5
+        )
+
+
+# --- other ways to write the same, and what is refused --------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Copies a golden directory, with its config, files and the names of its tensors changed."""
+
+    def make(name, config=None, rename=lambda key: key, without=(), **contents):
+        directory = tmp_path / name
+        directory.mkdir()
+        for file in ("vocab.json", "preprocessor_config.json"):
+            if (GOLDEN / name / file).exists() and file not in without:
+                (directory / file).write_bytes((GOLDEN / name / file).read_bytes())
+        for stem, content in contents.items():
+            files.write_json(directory / f"{stem}.json", content)
+        fields = {**load_config(name), **(config or {})}
+        files.write_json(directory / "config.json", fields)
+        tensors = {rename(k): x for k, x in files.read_tensors(GOLDEN / name).items()}
+        tensors.pop(None, None)
+        files.write_tensors(directory / "model.safetensors", tensors)
+        return directory
+
+    return make
+
+
+def test_both_styles_of_weight_norm_and_files_of_an_encoder_alone(copy):
+    def rename(key):
+        return old_style(key.removeprefix("wav2vec2."))
+
+    assert any("parametrizations" in key for key in files.read_tensors(GOLDEN / "wav2vec2"))
+    found = encoders.load(copy("wav2vec2", rename=rename))
+    assert found.module == load("wav2vec2").module
+    chex.assert_trees_all_equal(found.variables, load("wav2vec2").variables)
+
+
+def test_a_model_that_was_made_without_masks_has_zeros_for_them(copy):
+    def rename(key):
+        return None if key == "masked_spec_embed" else key
+
+    found = encoders.load(copy("hubert", rename=rename))
+    assert not np.any(found.variables["params"]["projection"]["mask_embedding"])
+
+
+def test_what_the_feature_extractor_says(copy):
+    extractor = {"do_normalize": False, "sampling_rate": 8000}
+    without = ["preprocessor_config.json"]
+    given = {"processor_config": {"feature_extractor": extractor}}  # transformers 5's processors
+    found = encoders.load(copy("wav2vec2_ctc", without=without, **given))
+    assert not found.module.normalize_waveform
+    assert (found.preprocessing.sample_rate, found.preprocessing.min_samples) == (8000, 30)
+    assert found.preprocessing.units_per_second == 400
+    assert load("wav2vec2_ctc").module.normalize_waveform
+    assert not load("hubert").module.normalize_waveform
+    missing = encoders.load(copy("hubert_ctc", without=without))
+    assert missing.module.normalize_waveform
+    assert missing.preprocessing is None
+    assert missing.metadata["no_preprocessing"] == "the directory has no preprocessor_config.json"
+    assert missing.heads == {}
+
+
+def numbered(*tokens):
+    return {token: number for number, token in enumerate(tokens)}
+
+
+@pytest.mark.parametrize(
+    "vocab, reason",
+    [
+        (None, "letters that no vocab.json spells"),
+        ({"<pad>": 0, "A": 1}, "letters of which vocab.json spells 2, where there are 8"),
+        (numbered("<pad>", *"ABCDEF", "GH"), "letters of more than one character"),
+        (numbered("A", "<pad>", *"BCDEFG"), "letters without <pad> as the blank"),
+    ],
+)
+def test_letters_that_cannot_be_read_are_left_out_and_said(copy, vocab, reason):
+    given = {} if vocab is None else {"vocab": vocab}
+    found = encoders.load(copy("wav2vec2_ctc", without=["vocab.json"], **given))
+    assert found.heads == {}
+    assert found.metadata["dropped"]["lm_head.weight"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "name, config, message",
+    [
+        ("wav2vec2", {"model_type": "wav2vec"}, "'wav2vec' is not supported. Did you mean 'wav2"),
+        ("wav2vec2", {"model_type": "wavlm"}, "model_type 'wavlm' is not supported"),
+        ("wav2vec2", {"feat_extract_norm": "batch"}, "feat_extract_norm='batch' is not supported"),
+        ("wav2vec2", {"feat_extract_activation": "relu"}, "only 'gelu'"),
+        ("wav2vec2", {"add_adapter": True}, "add_adapter=True is not supported, only False"),
+        ("wav2vec2", {"adapter_attn_dim": 16}, "adapter_attn_dim=16 is not supported, only None"),
+        ("hubert", {"conv_pos_batch_norm": True}, "conv_pos_batch_norm=True is not supported"),
+        ("hubert", {"conv_dim": [8, 16, 8]}, r"conv_dim=\[8, 16, 8\] is not supported, only one"),
+        ("hubert", {"conv_kernel": [10, 3]}, "only one size for each of the 2 convolutions"),
+        ("hubert", {"hidden_act": "mish"}, "hidden_act 'mish' is not supported"),
+        ("wav2vec2", {"num_hidden_layers": 1}, "unknown: encoder.layers.1.attention.k_proj.bias"),
+    ],
+)
+def test_what_is_not_supported_is_refused(copy, name, config, message):
+    with pytest.raises(CheckpointError, match=message):
+        encoders.load(copy(name, config))
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        (
+            "wav2vec2",
+            {"feature_norm": False},
+            "feature_norm=False cannot be expressed for wav2vec2",
+        ),
+        ("data2vec", {"pre_norm": True}, "pre_norm=True cannot be expressed for data2vec-audio"),
+        ("data2vec", {"conv_norm": "group"}, "conv_norm='group' cannot be expressed"),
+    ],
+)
+def test_what_a_family_has_not_is_refused(name, fields, message, tmp_path):
+    encoder = load(name)
+    changed = dataclasses.replace(encoder, module=encoder.module.clone(**fields))
+    with pytest.raises(CheckpointError, match=message):
+        encoders.save(changed, tmp_path / "out", format="hf")
+    with pytest.raises(CheckpointError, match="format 'timm': writes a ViT, and this is"):
+        encoders.save(encoder, tmp_path / "out", format="timm")
+
+
+def test_goldens_are_small():
+    assert sum(file.stat().st_size for file in GOLDEN.rglob("*")) < 700_000
