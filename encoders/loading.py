@@ -319,7 +319,8 @@ def _exported(encoder: Encoder, format: str, heads: bool) -> Exported:
     params = with_stats(unstack_layers(held["params"]), held.get("stats", {}))
     if isinstance(module, Towers) and format in ("hf", "open_clip"):
         return _exported_towers(module, params, preprocessing, format)
-    if module.modality in ("text", "audio") and format == "hf":
+    name = section_of(MODELS, module)["name"]
+    if format == "hf" and (module.modality == "text" or name in hf.SPEECH_MODELS):
         fields = {**section_of(MODELS, module), **dataclasses.asdict(module.size)}
         tokenizer = preprocessing and preprocessing.to_json()
         if not heads:
@@ -365,7 +366,7 @@ def _images(
     """Fields of an image encoder with sizes resolved, the image's (height, width), and channels."""
     if isinstance(module, (EfficientNet, ResNet)):
         return _convolutional(module, params, preprocessing, format)
-    if not isinstance(module, ViT):
+    if not isinstance(module, ViT) or module.modality != "image":
         raise CheckpointError(
             f"format '{format}': writes a ViT, and this is {type(module).__name__}; "
             "use format='native'."

@@ -103,10 +103,10 @@ def test_blocks_are_those_of_transformers():
             close(found, want)
 
 
-SIZES = {"width": 12, "depth": 2, "mlp_dim": 16, "num_heads": 3, "num_mels": 8}
+SIZES = {"width": 12, "depth": 1, "mlp_dim": 16, "num_heads": 3, "num_mels": 8}
 VARIANTS = {
     "relative": Conformer(**SIZES),
-    "rotary": Conformer(**SIZES, positions="rotary", scan=True, kernel=4),
+    "rotary": Conformer(**{**SIZES, "depth": 2}, positions="rotary", scan=True, kernel=4),
     "batch": Conformer(**SIZES, conv_norm="batch", conv_channels=(4, 6)),
 }
 SAMPLES = np.array([5037, 2011])
@@ -136,7 +136,7 @@ def test_a_batch_is_its_clips(name):
     (waveform, mask), held = batch(), initial(name)
     encode = jax.jit(lambda x, m: VARIANTS[name].apply(held, x, mask=m, layers="all"))
     together, alone = encode(waveform, mask), encode(waveform[1:, :2011], None)
-    assert sorted(together.hidden) == [0, 1]
+    assert sorted(together.hidden) == list(range(VARIANTS[name].depth))
     np.testing.assert_array_equal(together.mask.sum(1), VARIANTS[name].frames(SAMPLES))
     count = alone.tokens.shape[1]
     assert count == VARIANTS[name].frames(2011) == 2
@@ -192,6 +192,46 @@ def test_published_sizes(variant, millions):
     shapes = jax.eval_shape(Conformer(variant, scan=True).init, jax.random.key(0), clip)
     count = sum(np.prod(x.shape) for x in jax.tree.leaves(shapes)) / 1e6
     assert count == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("positions", ["relative", "rotary"])
+def test_flops_agree_with_xla(positions):
+    module = Conformer("L", depth=2, positions=positions, pool="none")
+    clip = jax.ShapeDtypeStruct((1, 64_000), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), clip)
+    features = jax.eval_shape(module.features, clip)
+    forward = jax.jit(lambda v, x, f: module.apply(v, x, features=f).tokens)
+    counted = forward.lower(variables, clip, features).cost_analysis()["flops"]
+    tokens = module.frames(64_000)
+    if positions == "relative":  # distances are projected once for a batch, which is not counted
+        counted -= 2 * 2.0 * (2 * tokens - 1) * 512**2
+    assert module.flops(64_000) == pytest.approx(counted, rel=0.03)
+
+
+def test_gradients_in_bfloat16_are_numbers():
+    module, (waveform, mask) = VARIANTS["batch"].clone(drop_path=0.1, dropout=0.1), batch()
+    held = initial("batch")
+
+    @jax.jit
+    def gradients(params):
+        def loss(params):
+            low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+            out, _ = module.apply(
+                {"params": low, "stats": held["stats"]},
+                waveform,
+                mask=mask,
+                masked=jnp.ones((2, 9), bool).at[:, 1:].set(False),
+                train=True,
+                mutable=["stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return jnp.square(out.tokens.astype(jnp.float32)).sum(), out.tokens
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    found, tokens = gradients(held["params"])
+    assert tokens.dtype == jnp.bfloat16
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
 def test_refusals():

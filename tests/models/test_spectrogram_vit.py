@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from encoders.errors import ConfigError
+import encoders
+from encoders.encoder import Encoder
+from encoders.errors import CheckpointError, ConfigError
 from encoders.models.spectrogram_vit import SpectrogramViT
 from encoders.objectives.masked_image import MaskedImage, MaskedImageDecoder
 from tools.golden.inputs import sound
@@ -86,7 +88,10 @@ def test_masked_spectrograms():
     assert objective.flops(6000) == objective.flops((48, 128))
 
 
-def test_refusals():
+def test_refusals(tmp_path):
+    for format in ("hf", "timm"):
+        with pytest.raises(CheckpointError, match="writes a ViT, and this is SpectrogramViT"):
+            encoders.save(Encoder(VIT, {"params": {}}, None, {}), tmp_path / format, format=format)
     with pytest.raises(ConfigError, match="8240 samples make 50 frames, more than"):
         VIT.spectrogram(jnp.zeros((1, 8240)))
     with pytest.raises(ConfigError, match="patches that overlap"):

@@ -126,6 +126,22 @@ def test_saved_again(tmp_path):
             np.testing.assert_allclose(tensor, written[name.removeprefix("model.")], atol=1e-6)
 
 
+def test_flops_agree_with_xla():
+    module = Whisper("tiny", pool="none", pad_to=500)
+    clip = jax.ShapeDtypeStruct((1, 64_000), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), clip)
+    features = jax.eval_shape(module.features, clip)
+    forward = jax.jit(lambda v, x, f: module.apply(v, x, features=f).tokens)
+    counted = forward.lower(variables, clip, features).cost_analysis()["flops"]
+    assert module.flops(64_000) == pytest.approx(counted, rel=0.05)
+
+
+def test_loaded_it_encodes_waveforms():
+    waveform, mask = batch()
+    out = load()(waveform, mask=mask)
+    np.testing.assert_allclose(out.tokens, run(POSITIONS)[0].tokens, atol=1e-5)
+
+
 def test_refusals(tmp_path):
     tensors = dict(files.read_tensors(GOLDEN / "hf"))
     config = files.read_json(GOLDEN / "hf" / "config.json")

@@ -73,7 +73,8 @@ _SPEECH = (hf_speech, hf_whisper)  # as those of texts
 _TOWERS = (hf_align, hf_clip, hf_siglip)  # of two towers: FAMILIES, read and write
 _TEXT_READERS = {model_type: module for module in _TEXT for model_type in module.FAMILIES}
 _SPEECH_READERS = {model_type: module for module in _SPEECH for model_type in module.FAMILIES}
-_SPEECH_WRITERS = {name: module for module in _SPEECH for name in module.MODELS}
+# Name of a model -> what writes it.
+SPEECH_MODELS = {name: module for module in _SPEECH for name in module.MODELS}
 _OTHERS = (hf_resnet,)  # image encoders that are no ViTs
 _OTHERS_READERS = {model_type: module for module in _OTHERS for model_type in module.FAMILIES}
 _TOWERS_READERS = {model_type: module for module in _TOWERS for model_type in module.FAMILIES}
@@ -253,8 +254,8 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
     if exported.fields["name"] == "resnet":
         hf_resnet.write(directory, exported)
         return
-    if exported.fields["name"] in _SPEECH_WRITERS:
-        _SPEECH_WRITERS[exported.fields["name"]].write(directory, exported)
+    if exported.fields["name"] in SPEECH_MODELS:
+        SPEECH_MODELS[exported.fields["name"]].write(directory, exported)
         return
     if exported.fields["name"] in _TEXT_WRITERS:
         _TEXT_WRITERS[exported.fields["name"]].write(directory, exported)
