@@ -25,7 +25,7 @@ def get_config(arg=None):
     names = (arg or "").split(",")
     config = ConfigDict()
     config.seed = 0
-    config.duration = {"steps": 1000}
+    config.duration = {"steps": 800}
     config.batch_size = 32
     config.preprocessing = dict(
         name="audio",
@@ -36,7 +36,11 @@ def get_config(arg=None):
     )
     config.data = dict(
         source=digits("train", without_speakers=HELD_OUT),
-        transforms=(dict(name="decode_audio"), dict(name="crop_audio")),
+        transforms=(
+            dict(name="decode_audio"),
+            dict(name="change_speed", least=0.8, most=1.25),
+            dict(name="crop_audio"),
+        ),
     )
     # Frames of 10 ms: half a second is little for the 20 ms of the paper.
     config.model = dict(
@@ -48,8 +52,8 @@ def get_config(arg=None):
         conv_dim=96,
         conv_kernels=(10, 3, 3, 3, 2),
         conv_strides=(5, 2, 2, 2, 2),
-        conv_norm="layer",
-        conv_bias=True,
+        conv_norm="group",
+        conv_bias=False,
         pre_norm=True,
         normalize_waveform=True,
         position_kernel=32,
@@ -61,7 +65,7 @@ def get_config(arg=None):
     )
     config.objective = dict(
         name="speech_contrast",
-        masking=dict(rate=0.65, length=6),
+        masking=dict(rate=0.65, length=10),
         quantizer=dict(groups=2, entries=64, width=64),
         temperature=dict(start=2.0, decay=0.999, floor=0.5),
         projection_dim=64,
@@ -105,8 +109,8 @@ def _spelling(config, scratch):
     config.duration = {"steps": 400}
     spelt = dict(characters="letters", max_targets=8, samples_per_frame=80)
     config.preprocessing.update(spelt)
-    decode, crop = config.data.transforms
-    config.data.transforms = (decode, dict(name="spell_transcript"), crop)
+    *others, crop = config.data.transforms
+    config.data.transforms = (*others, dict(name="spell_transcript"), crop)
     config.objective = dict(
         name="ctc",
         time_masking=dict(rate=0.3, length=6),

@@ -99,7 +99,7 @@ def to_int16(waveform: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
-def resample(waveform: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+def resample(waveform: np.ndarray, rate: float, wanted: float) -> np.ndarray:
     """[samples] at `rate` -> [samples] at the wanted rate, of the same type (soxr, HQ)."""
     import soxr
 

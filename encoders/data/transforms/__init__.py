@@ -4,7 +4,12 @@ Those of images take and give pixels as uint8 [H, W, C]; the first may find an e
 """
 
 from encoders.data.transforms.arrays import Arrays
-from encoders.data.transforms.audio import CropAudio, DecodeAudio, SpellTranscript
+from encoders.data.transforms.audio import (
+    ChangeSpeed,
+    CropAudio,
+    DecodeAudio,
+    SpellTranscript,
+)
 from encoders.data.transforms.code import Bimodal, DataFlow, PrefixMode
 from encoders.data.transforms.color import ColorJitter, RandomGrayscale
 from encoders.data.transforms.erasing import RandomErasing
@@ -39,6 +44,7 @@ TRANSFORMS = {
     "arrays": Arrays,
     "decode_audio": DecodeAudio,
     "spell_transcript": SpellTranscript,
+    "change_speed": ChangeSpeed,
     "crop_audio": CropAudio,
     "tokenize": Tokenize,
     "bimodal": Bimodal,
