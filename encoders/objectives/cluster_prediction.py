@@ -115,7 +115,7 @@ class ClusterPrediction(MaskedSpeechObjective):
         self, tokens: jax.Array, units: jax.Array, weights: jax.Array
     ) -> tuple[jax.Array, ...]:
         """Sums over the frames of every example [B]: losses, right answers, and frames."""
-        weights = weights * (units >= 0)
+        weights = weights * (units >= 0).astype(jnp.float32)
         scores = self.scores(tokens)
         losses = cross_entropy(scores, jnp.maximum(units, 0)) * weights
         correct = (scores.argmax(-1) == units) * weights

@@ -104,8 +104,8 @@ class SpeechContrast(MaskedSpeechObjective):
 
     whole_batch = True
     advice = (
-        "the quantizer makes one code of everything, so that there is nothing to tell apart: "
-        "raise objective.diversity_weight or lower optimizer.lr"
+        "the quantizer makes ever fewer codes of what it hears, until there is nothing to tell "
+        "apart: raise objective.diversity_weight or lower optimizer.lr"
     )
 
     def setup(self) -> None:

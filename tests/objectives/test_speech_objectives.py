@@ -20,6 +20,7 @@ from encoders.objectives.cluster_prediction import ClusterPrediction
 from encoders.objectives.ctc import CTC, ctc_losses
 from encoders.objectives.data2vec import Data2Vec, deviation
 from encoders.objectives.span_masking import SpanMasking
+from encoders.training.step import cast_params
 from tests.objectives import speech
 from tests.objectives.speech import ENCODER, FRAMES, ROWS, SAMPLES
 
@@ -294,6 +295,27 @@ def test_frames_and_channels_are_hidden_in_training_only(monkeypatch):
         jax.eval_shape(
             functools.partial(module.apply, train=True), {"params": params}, speech.batch()
         )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_losses_are_float32_whatever_computes(name):
+    """CTC in 16 bits is not a number: speechbrain#1803. And blocks may be scanned and rebuilt."""
+    module = OBJECTIVES[name]
+    module = module.clone(encoder=module.encoder.clone(scan=True, remat="full"))
+    batch, shapes = speech.batch_of(module), jax.eval_shape
+    variables = dict(shapes(module.init, jax.random.key(0), batch))
+    cast = shapes(functools.partial(cast_params, dtype=jnp.bfloat16), variables.pop("params"))
+
+    def loss(params, others, key):
+        return module.apply(
+            {"params": params, **others}, batch, train=True, rngs={"corrupt": key, "dropout": key}
+        )
+
+    outcome = shapes(loss, cast, variables, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(outcome)} == {jnp.dtype(jnp.float32)}
+    encode = functools.partial(module.apply, batch=batch, method="encode")
+    tokens = shapes(encode, {"params": cast, **variables}).tokens
+    assert tokens.dtype == jnp.bfloat16
 
 
 def test_ctc_needs_a_vocabulary():
