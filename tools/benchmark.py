@@ -17,7 +17,9 @@ Text is the first batch of the config's own data, or of the bundled one: how muc
 padding is a matter of the lengths of real texts. Speeds are then also in real tokens per second,
 and `token_ratio` is the ratio of those: our rows are packed, the peer's hold one text each and
 padding, and the peer is given as many rows as ours, with texts of the same data. Pairs of images
-and texts are random ones, and the bundled emoji behind the pipeline.
+and texts are random ones, and the bundled emoji behind the pipeline. Clips of sound are noise, as
+long as clips may be, and five sentences behind the pipeline; their speed is also in hours of sound
+per hour of a device.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from encoders.parallel.host import retain_freed_memory
 from launch.flags import parse_flags
 
 _BLOCKS = 5
-_TEXT, _PAIRS = "sample:peps", "sample:emoji"
+_TEXT, _PAIRS, _CLIPS = "sample:peps", "sample:emoji", "sample:ljspeech"
 
 _Times = tuple[float, float]  # wall clock and processor seconds
 _Timer = Callable[[int], _Times]  # steps -> how long they took together
@@ -103,7 +105,8 @@ def benchmark(config: Any, flags: argparse.Namespace) -> dict[str, Any]:
         if other is not None:
             about = {"overrides": flags.versus} | other.facts() if flags.versus else other.info
             tokens = other.tokens if flags.versus else sum(lengths)
-            result["versus" if flags.versus else "peer"] = about | _speed(theirs, rows, tokens)
+            speed = _speed(theirs, rows, tokens) | _hours(experiment, theirs, rows)
+            result["versus" if flags.versus else "peer"] = about | speed
             if step.tokens:
                 per_step = [b[0] / a[0] for a, b in zip(mine, theirs, strict=True)]
                 result["token_ratio"] = statistics.median(per_step) * step.tokens / tokens
@@ -111,7 +114,7 @@ def benchmark(config: Any, flags: argparse.Namespace) -> dict[str, Any]:
                 ratios = [b[clock] / a[clock] for a, b in zip(mine, theirs, strict=True)]
                 result[name] = statistics.median(ratios)
                 result[f"{name}s"] = ratios
-    result |= _speed(mine, rows, step.tokens)
+    result |= _speed(mine, rows, step.tokens) | _hours(experiment, mine, rows)
     result["mfu"] = experiment.flops_per_example() * result["examples_per_second"] / peak
     result["mfu_of"] = peak_source
     source = "config" if flags.with_data else "synthetic"
@@ -131,7 +134,8 @@ class _Step:
         self._rows = experiment.sections.batch_size
         batch = _first_batch(experiment)
         # Real tokens of a step, if it is of text alone.
-        self.tokens = 0 if "image" in batch else int((batch["segments"] > 0).sum())
+        text = "ids" in batch and "image" not in batch
+        self.tokens = int((batch["segments"] > 0).sum()) if text else 0
         self._batch = to_device(batch, experiment.mesh)
         began = time.perf_counter()
         lowered = experiment.step().lower(experiment.abstract_state, self._batch)
@@ -219,6 +223,16 @@ def _speed(times: Sequence[_Times], rows: int, tokens: int) -> dict[str, Any]:
     }
 
 
+def _hours(experiment: Any, times: Sequence[_Times], rows: int) -> dict[str, float]:
+    """Hours of sound that a device hears in one, where clips are as long as they may be."""
+    rate = getattr(experiment.preprocessing, "sample_rate", None)
+    if rate is None:
+        return {}
+    seconds = experiment.preprocessing.max_samples / rate
+    step = statistics.median(pair[0] for pair in times)
+    return {"audio_hours_per_device_hour": rows * seconds / step / experiment.mesh.size}
+
+
 def _prepared(config: Any, flags: argparse.Namespace) -> Any:
     """The config without what a step does not need: evaluators, weights to start from, the data."""
     with config.unlocked():
@@ -235,6 +249,12 @@ def _prepared(config: Any, flags: argparse.Namespace) -> Any:
             config.data.source = {"name": "sample", "dataset": "emoji", "split": "train"}
             config.preprocessing.text.tokenizer = f"{_PAIRS}/tokenizer.json"
             config.preprocessing.text.vocabulary = None
+            config.data.update(examples_per_epoch=None, processes=0)
+        elif not flags.with_data and config.preprocessing.name == "audio":
+            config.data.source = {"name": "audio", "path": _CLIPS, "split": "test"}
+            # Some of the sentences last less than two seconds.
+            shortest = min(config.preprocessing.get("min_samples", 400), 16_000)
+            config.preprocessing.update(bucket_samples=None, resample=True, min_samples=shortest)
             config.data.update(examples_per_epoch=None, processes=0)
         elif not flags.with_data:
             epoch = config.data.get("examples_per_epoch")
@@ -275,15 +295,19 @@ def evenly(lengths: Sequence[int], rows: int) -> list[int]:
 
 
 def _first_batch(experiment: Any) -> dict[str, Any]:
-    """Real texts, and random pictures."""
+    """Real texts, random pictures, and noise."""
     import numpy as np
 
     batch = experiment.example_batch(experiment.batch_rows)
-    if "ids" in batch:
+    if {"ids", "waveform"} & {*batch}:
         batch = experiment.pipeline().batch(0)
     if "image" in batch:
         rng = np.random.default_rng(0)
         batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
+    if "waveform" in batch:
+        noise = 3000 * np.random.default_rng(0).standard_normal(batch["waveform"].shape)
+        batch["waveform"] = noise.astype(np.int16)
+        batch["length"] = np.full_like(batch["length"], noise.shape[1])
     return batch
 
 

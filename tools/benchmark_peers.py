@@ -30,7 +30,9 @@ from encoders.objectives.classification import Classification
 from encoders.objectives.image_text import ImageTextObjective
 from encoders.objectives.masked_image import MaskedImage
 from encoders.objectives.masked_language import MaskedLanguage
+from encoders.objectives.speech_contrast import SpeechContrast
 from encoders.parallel.host import retain_freed_memory
+from tools.benchmark_peer_speech import speech_model, speech_spec
 
 PEERS = ("timm", "transformers", "open_clip")
 _PACKAGES = {"open_clip": "open_clip_torch"}  # named otherwise than what is imported
@@ -51,7 +53,7 @@ def peer_spec(
     Args:
       peer: its name.
       experiment: ours.
-      batch_size: images of a batch.
+      batch_size: images or clips of a batch.
       lengths: of text, the tokens of each row of the peer's batch; the rest of a row is padding.
 
     Raises:
@@ -61,6 +63,8 @@ def peer_spec(
     objective, encoder = experiment.objective, experiment.objective.encoder
     if isinstance(objective, MaskedLanguage) and peer == "transformers":
         return _text_spec(experiment, lengths)
+    if isinstance(objective, SpeechContrast) and peer == "transformers":
+        return speech_spec(experiment, batch_size)
     if isinstance(objective, ImageTextObjective) and peer == "open_clip":
         return _pairs_spec(experiment, batch_size)
     if not isinstance(encoder, ViT):
@@ -303,6 +307,8 @@ def _model(spec: Mapping[str, Any], torch: Any, device: Any) -> tuple[Any, Calla
         return _masked_language(spec, torch, device)
     if spec["peer"] == "open_clip":
         return _open_clip(spec, torch, device)
+    if "samples" in spec:
+        return speech_model(spec, torch, device)
     shape = (spec["batch_size"], spec["channels"], *spec["image_size"])
     build = {"timm": _timm, "transformers": _transformers}[spec["peer"]]
     return *build(spec, torch, device), torch.randn(shape, device=device)

@@ -83,6 +83,10 @@ def test_the_peer_is_told_to_build_the_same_model():
     spec = peer_spec("transformers", experiment, 16)
     assert (spec["mask_ratio"], spec["decoder_width"], spec["norm_pix"]) == (0.75, 32, True)
     assert spec["activation"] == "gelu"
+    experiment = Experiment(shipped.shrink(shipped.load("wav2vec2_base")))
+    spec = peer_spec("transformers", experiment, 16)
+    assert spec["frames"] == experiment.objective.encoder.frames(spec["samples"])
+    assert spec["config"]["feat_extract_norm"] == "group"
 
 
 def test_what_the_peer_lacks_is_refused():
@@ -99,7 +103,8 @@ def test_what_the_peer_lacks_is_refused():
 
 
 @pytest.mark.parametrize(
-    "peer, config", [("timm", "vit_s16_in1k"), ("transformers", "mae_b16_in1k")]
+    "peer, config",
+    [("timm", "vit_s16_in1k"), ("transformers", "mae_b16_in1k"), ("transformers", "wav2vec2_base")],
 )
 def test_a_peer_trains_or_says_that_it_is_missing(peer, config):
     spec = peer_spec(peer, Experiment(shipped.shrink(shipped.load(config))), 4)
