@@ -1,4 +1,4 @@
-"""Features of many images or texts: python -m tools.embed --model PATH --input IN --output X.npz.
+"""Features of images, texts or clips: python -m tools.embed --model M --input IN --output X.npz
 
 Images are prepared as the weights expect. The file holds:
 
@@ -18,6 +18,16 @@ weights, and pooled and normalised as they say. The file holds:
   vectors      [N, D] float32
   names        [N] the column 'id', or the number of the row, from 0
   corrupt      [K] where a text was empty or not valid UTF-8, and left out
+
+Clips of sound (a folder, a table, a prepared data set, or one file) are resampled to the rate that
+the weights expect, and several channels averaged. The file holds what it does of images, but that
+`features` are means over the real frames, of the last layer or of --layer, and with --tokens
+
+  frames       [F, D] float32, of all clips one after the other
+  lengths      [N] int32, how many of them each clip has
+
+Where --output is no .npz file, it is a folder of one .npy file [T, D] for each clip, named as the
+clip is: what ABX tests of frames (ZeroSpeech) read.
 """
 
 from __future__ import annotations
@@ -25,11 +35,9 @@ from __future__ import annotations
 import argparse
 import collections
 import logging
-import os
 import pathlib
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -39,30 +47,35 @@ from encoders.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    StorageError,
     exit_cleanly,
 )
 from launch.flags import Parser
+from tools.embed_clips import embed_clips
 from tools.embedding_map import write_map
+from tools.files import write
 from tools.texts import read_texts, report_corrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Embeds every image or text of the input and writes one .npz file."""
+    """Embeds every image, text or clip of the input and writes one .npz file."""
     parser = Parser(__doc__)
     parser.add_argument("--model", required=True, help="a run, a checkpoint, or other weights")
-    parser.add_argument("--input", required=True, help="a folder, tar shards, ArrayRecord; texts")
+    parser.add_argument(
+        "--input", required=True, help="a folder, tar shards, ArrayRecord; texts; clips"
+    )
     parser.add_argument("--output", required=True, help="the .npz file to write")
     parser.add_argument("--map", help="also an .html file: a map of the images by their features")
     parser.add_argument("--layer", type=int, help="the block to read, negative from the end")
     parser.add_argument("--tokens", action="store_true", help="also write all tokens")
-    parser.add_argument("--batch-size", type=int, default=64, help="images or texts per step")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="images, texts or clips per step"
+    )
     parser.add_argument("--split", default="train", help="of ArrayRecord")
     parser.add_argument("--field", default="text", help="column of the text")
     flags = parser.parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     output = pathlib.Path(flags.output)
-    if output.suffix != ".npz":
+    if output.suffix not in (".npz", ""):
         raise ConfigError(f"--output {output}: expected a name that ends in .npz.")
     if flags.batch_size < 1:
         raise ConfigError(f"--batch-size: expected a number from 1, got {flags.batch_size}.")
@@ -73,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from encoders.training.progress import Progress
 
     encoder = encoders.load(flags.model)
+    if encoder.module.modality == "audio":
+        return embed_clips(encoder, flags, output)
+    if output.suffix != ".npz":
+        raise ConfigError(f"--output {output}: expected a name that ends in .npz.")
     if encoder.module.modality == "text":
         return _embed_texts(encoder.embed, flags, output)
     pair = encoder.module.modality == "image_text"
@@ -203,23 +220,6 @@ def _collect(
     broken = rows[~valid & (rows < len(source))]
     arrays["corrupt"] = np.array([source.describe(row) for row in broken], np.str_)
     return arrays
-
-
-def write(path: pathlib.Path, arrays: dict[str, np.ndarray], flag: str = "--output") -> None:
-    """Writes an .npz file that is there only when it is complete.
-
-    Raises:
-      StorageError: it could not be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise StorageError(f"{flag} {path}: could not be written ({error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def _corpus_vectors(encoder: Any, corpus: Texts, flags: argparse.Namespace) -> n
             )
         return vectors
     vectors = encoder.embed(corpus.texts, batch_size=flags.batch_size)
-    from tools.embed import write
+    from tools.files import write
 
     write(path, {"vectors": vectors, "of": np.array(of)}, "--vectors")
     return vectors

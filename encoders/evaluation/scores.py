@@ -141,7 +141,8 @@ def contingency(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Several such tables add up where one of all points would be too large.
     """
-    table = np.zeros((clusters.max(initial=-1) + 1, labels.max(initial=-1) + 1), np.int64)
+    shape = [int(array.max()) + 1 if len(array) else 0 for array in (clusters, labels)]
+    table = np.zeros(shape, np.int64)
     np.add.at(table, (clusters, labels), 1)
     return table
 

@@ -1,0 +1,258 @@
+"""Clusters the frames of clips, for HuBERT to guess their numbers.
+
+  python -m tools.cluster --features mfcc --rate 16000 --clusters 100 --data D --output UNITS
+  python -m tools.cluster --model M --layer 5 --clusters 500 --fraction 0.1 --data D --output UNITS
+
+D is a folder of sound files, a table of them, or what tools.prepare_data wrote. Blocks are counted
+from 0, so that HuBERT's sixth is --layer 5. Clips of another rate are resampled, and several
+channels averaged.
+
+Train on the clusters with data.source = dict(name='units', path=UNITS, source=dict(name='audio',
+path=D)), preprocessing.units_per_second as printed and objective.num_clusters as asked for. Where
+clips have labels, it is printed what clusters say about them: purity, the accuracy of guessing a
+frame's label by its cluster, and the part of the labels' entropy that clusters tell (PNMI).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from encoders.errors import ConfigError, DataError, exit_cleanly
+from launch.flags import Parser
+from tools.clips import Clips, frames_of, open_clips, over_clips, preprocessing_of
+from tools.texts import report_corrupt
+
+
+class Frames(NamedTuple):
+    """What makes frames.
+
+    Attributes:
+      function: (variables, batch) -> ([B, T, D], [B, T] bool).
+      variables: of it.
+      preprocessing: of its clips.
+      least: samples that a clip has at least.
+      per_second: how many.
+      made_of: what to write down about them.
+    """
+
+    function: Callable
+    variables: Any
+    preprocessing: Any
+    least: int
+    per_second: float
+    made_of: dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Clusters, and writes a directory of units."""
+    flags = _parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    frames = _of_mfcc(flags.rate) if flags.model is None else _of_model(flags.model, flags.layer)
+    clips = open_clips(
+        flags.data, flags.split, frames.preprocessing, least=frames.least, flag="--data"
+    )
+    report = cluster(
+        frames,
+        clips,
+        flags.output,
+        clusters=flags.clusters,
+        seed=flags.seed,
+        fraction=flags.fraction,
+        max_frames=flags.max_frames,
+        batch_size=flags.batch_size,
+        method=flags.method,
+        restarts=flags.restarts,
+        iterations=flags.iterations,
+    )
+    print(
+        f"wrote {flags.output}: {report['frames']:,} units of {report['clips']:,} clips, "
+        f"{report['units_per_second']:g} a second, {report['used']:,} of {flags.clusters:,} "
+        f"clusters used; mean squared distance {report['inertia']:.5g}"
+    )
+    if "purity" in report:
+        print(
+            f"of {report['labels']} labels: purity {report['purity']:.1%} (most frequent label "
+            f"{report['most_frequent']:.1%}), PNMI {report['pnmi']:.3f}"
+        )
+    report_corrupt(clips.corrupt, "clip")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="a run, a checkpoint, or other weights of an encoder")
+    what.add_argument("--features", choices=("mfcc",), help="what to cluster in its place")
+    parser.add_argument("--layer", type=int, help="of --model, from 0; without it the final frames")
+    parser.add_argument("--rate", type=int, default=16000, help="samples per second, of --features")
+    parser.add_argument("--clusters", type=int, required=True, help="how many")
+    parser.add_argument("--data", required=True, help="clips")
+    parser.add_argument("--split", default="train", help="of prepared clips")
+    parser.add_argument("--output", required=True, help="the directory to write")
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, help="of the clips, to find clusters"
+    )
+    parser.add_argument(
+        "--max-frames", type=int, default=10_000_000, help="to find clusters with, at most"
+    )
+    parser.add_argument("--method", choices=("mini_batch", "full"), default="mini_batch")
+    parser.add_argument("--restarts", type=int, default=20, help="of k-means++; the best is taken")
+    parser.add_argument("--iterations", type=int, default=100, help="passes over the frames")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips per step")
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse(arguments)
+    for name in ("clusters", "max_frames", "restarts", "iterations", "batch_size", "rate"):
+        if getattr(flags, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag}: expected a number from 1, got {getattr(flags, name)}.")
+    if not 0 < flags.fraction <= 1:
+        raise ConfigError(f"--fraction: expected a number in (0, 1], got {flags.fraction}.")
+    if flags.layer is not None and flags.model is None:
+        raise ConfigError("--layer: is of --model; --features has none.")
+    if pathlib.Path(flags.output).exists():
+        raise ConfigError(f"--output {flags.output}: exists; remove it, or name another directory.")
+    return flags
+
+
+def _of_mfcc(rate: int) -> Frames:
+    from encoders.data.audio import AudioPreprocessing
+    from encoders.layers.spectrogram import hubert_mfcc
+
+    least = math.ceil(rate / 40)  # a frame of 25 ms
+    preprocessing = AudioPreprocessing(sample_rate=rate, min_samples=least)
+
+    def frames(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+        mask = preprocessing.encoder_inputs(batch)[1]["mask"]
+        return hubert_mfcc(batch["waveform"], mask, sample_rate=rate)
+
+    return Frames(frames, {}, preprocessing, least, 100.0, {"features": "mfcc"})
+
+
+def _of_model(path: str, layer: int | None) -> Frames:
+    import encoders
+
+    encoder = encoders.load(path)
+    preprocessing, module = preprocessing_of(encoder, path), encoder.module
+    return Frames(
+        frames_of(module, preprocessing, layer),
+        encoder.variables,
+        preprocessing,
+        module.receptive_field,
+        preprocessing.sample_rate / module.stride,
+        {"model": path, "layer": layer},
+    )
+
+
+def cluster(
+    frames: Frames,
+    clips: Clips,
+    output: str,
+    *,
+    clusters: int,
+    seed: int = 0,
+    fraction: float = 1.0,
+    max_frames: int = 10_000_000,
+    batch_size: int = 16,
+    mesh: Any = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Finds clusters in a part of the clips, and writes those of all frames.
+
+    Args:
+      frames: makes them.
+      clips: to go through.
+      output: directory to write, see `encoders.data.units`.
+      clusters: how many.
+      seed: of the choice of clips and of k-means.
+      fraction: of the clips that clusters are found in.
+      max_frames: these have at most so many frames.
+      batch_size: clips per step.
+      mesh: devices; None for all.
+      **options: of `kmeans`.
+
+    Returns:
+      What was found, as it is written to info.json, 'frames', 'clips' and 'used', how many clusters
+      have a frame.
+
+    Raises:
+      DataError: there are fewer frames than clusters.
+    """
+    from encoders.data.units import write_units
+    from encoders.evaluation.clustering import assign, kmeans
+    from encoders.parallel.mesh import make_mesh
+
+    mesh = make_mesh() if mesh is None else mesh
+    order = np.random.default_rng(seed).permutation(len(clips))
+    chosen = order[: math.ceil(fraction * len(clips))]
+    points: list[np.ndarray] = []
+    run = dict(batch_size=batch_size, mesh=mesh)
+    for _, (features, mask) in over_clips(
+        frames.function, frames.variables, clips, rows=chosen, **run
+    ):
+        points.append(features[mask])
+        if sum(map(len, points)) >= max_frames:
+            break
+    if sum(map(len, points)) < clusters:
+        first = f"; the first clip left out: {clips.corrupt[0]}" if clips.corrupt else ""
+        raise DataError(
+            f"--clusters {clusters}: need as many frames, and there are {sum(map(len, points))}"
+            f"{first}."
+        )
+    found = kmeans(np.concatenate(points)[:max_frames], clusters, seed=seed, mesh=mesh, **options)
+    points.clear()
+    clips.corrupt.clear()  # the second pass meets them again
+
+    def nearest(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+        features, mask = frames.function(variables["frames"], batch)
+        return assign(features, variables["centroids"])[0], mask
+
+    variables = {"frames": frames.variables, "centroids": found.centroids}
+    units = [np.zeros(0, np.uint16)] * len(clips)
+    labels = np.full(len(clips), -1)
+    for batch, (numbers, mask) in over_clips(nearest, variables, clips, **run):
+        for row, example, own, real in zip(batch.rows, batch.examples, numbers, mask, strict=True):
+            units[row] = own[real].astype(np.uint16)
+            labels[row] = example.get("label", -1)
+    info = {
+        "units_per_second": frames.per_second,
+        **frames.made_of,
+        "sample_rate": frames.preprocessing.sample_rate,
+        "seed": seed,
+        "inertia": found.inertia,
+        **_told(units, labels),
+    }
+    names = [clips.source.describe(row) for row in range(len(clips))]
+    write_units(output, units, names, found.centroids, info)
+    every = np.concatenate(units)
+    counts = {"frames": len(every), "clips": sum(1 for one in units if len(one))}
+    return {**info, **counts, "used": len(np.unique(every))}
+
+
+def _told(units: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+    """What clusters say about labels [N], -1 where there is none; nothing where there are none."""
+    from encoders.evaluation.scores import contingency, label_information, purity
+
+    known = np.flatnonzero(labels >= 0)
+    if not len(known):
+        return {}
+    of_frames = np.repeat(labels[known], [len(units[row]) for row in known])
+    table = contingency(np.concatenate([units[row] for row in known]), of_frames)
+    return {
+        "labels": int((table.sum(0) > 0).sum()),
+        "purity": purity(table),
+        "most_frequent": float(table.sum(0).max() / table.sum()),
+        "pnmi": label_information(table),
+    }
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
