@@ -265,6 +265,22 @@ def test_crops_are_random_in_training_and_units_follow():
     assert short["units"].tolist() == [0, 1, -1, -1, -1]
 
 
+def test_speeds_change_lengths_within_their_bucket():
+    preprocessing = AudioPreprocessing(max_samples=4000, min_samples=900)
+    sections = [CROP[0], {"name": "change_speed", "least": 0.5, "most": 2.0}]
+
+    def lengths(**fields):
+        example = clip(1500, **fields)
+        return [len(run(example, sections, preprocessing, seed)["waveform"]) for seed in range(40)]
+
+    free, narrow = lengths(), lengths(bucket_samples=1600)
+    assert min(free) == 900
+    assert 2500 < max(free) <= 3000
+    assert max(narrow) == 1600
+    with pytest.raises(CorruptExample, match="units belong"):
+        lengths(units=np.arange(4))
+
+
 SPELL = [CROP[0], {"name": "spell_transcript"}, CROP[1]]
 
 

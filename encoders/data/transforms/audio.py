@@ -52,7 +52,7 @@ class ChangeSpeed:
 
     Attributes:
       least, most: speeds; one between them is drawn for each clip, its logarithm uniformly. No clip
-        gets shorter than the preprocessing's `min_samples`.
+        gets shorter than the preprocessing's `min_samples`, or too long for its bucket.
       preprocessing: of the run (supplied).
     """
 
@@ -72,8 +72,10 @@ class ChangeSpeed:
             raise CorruptExample("change_speed: its units belong to the samples as they are")
         speed = math.exp(rng.uniform(math.log(self.least), math.log(self.most)))
         waveform = example["waveform"]
+        room = max(len(waveform), example.get("bucket_samples", self.preprocessing.max_samples))
+        speed = max(speed, len(waveform) / room)
         speed = min(speed, len(waveform) / self.preprocessing.min_samples)
-        return {**example, "waveform": sound.resample(waveform, speed, 1.0)}
+        return {**example, "waveform": sound.resample(waveform, speed, 1.0)[:room]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
