@@ -85,15 +85,17 @@ def read_params(
 
     With `alone` the encoder's are those that it has without the objective (`Objective.alone`).
     """
+    return read_params_and_stats(path, weights=weights, alone=alone)[0]
+
+
+def read_params_and_stats(
+    path: str | os.PathLike, *, weights: Choice = "auto", alone: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`read_params`, and the encoder's running statistics beside them, {'encoder': ...} or {}."""
     found = _read(path, weights)
     found = _alone(found) if alone else found
-    return {"encoder": found.params, **found.objective_params}
-
-
-def read_stats(path: str | os.PathLike) -> dict[str, Any]:
-    """Running statistics at a path, as an objective has them, {'encoder': ...}, in numpy; or {}."""
-    stats = _read(path, "auto").stats
-    return {"encoder": stats} if stats else {}
+    params = {"encoder": found.params, **found.objective_params}
+    return params, {"encoder": found.stats} if found.stats else {}
 
 
 def read_variables(path: str | os.PathLike, *, weights: Choice = "auto") -> dict[str, Any]:
@@ -101,12 +103,13 @@ def read_variables(path: str | os.PathLike, *, weights: Choice = "auto") -> dict
 
     Running statistics that a run keeps beside its parameters are among them.
     """
-    variables = {"params": read_params(path, weights=weights)}
+    params, stats = read_params_and_stats(path, weights=weights)
+    variables = {"params": params}
     if (run := _find_run(pathlib.Path(path))) is not None:
         with CheckpointStore(run.directory) as store, contextlib.suppress(CheckpointError):
             # The checkpoint has just been read and is sound; what it may lack is statistics.
             variables |= store.read_params(run.step, "stats")
-    elif stats := read_stats(path):
+    elif stats:
         variables["stats"] = stats
     return variables
 

@@ -74,9 +74,8 @@ def _with_loaded_weights(experiment: Experiment, state: TrainState) -> TrainStat
     # Running statistics of batch norms go with the parameters that are beside them.
     stats = {k: v for k, v in state.stats.get("stats", {}).items() if k == "encoder"}
     here = with_stats(to_host(state.params), to_host(stats))
-    source = with_stats(
-        loading.read_params(init.path, alone=alone), loading.read_stats(init.path) if stats else {}
-    )
+    params, beside = loading.read_params_and_stats(init.path, alone=alone)
+    source = with_stats(params, beside if stats else {})
     found, report = load_partially(here, source, load=init.load, fresh=init.fresh)
     params, found_stats = split_stats(found)
     for line in report:
