@@ -78,7 +78,8 @@ def embedded():
 
 
 def test_the_loss_is_the_sum_over_pairs_that_there_are():
-    outcome = objective().apply({"params": parameters()}, embedded(), batch(), method="compare")
+    compare = jax.jit(functools.partial(objective().apply, method="compare"))
+    outcome = compare({"params": parameters()}, embedded(), batch())
     vectors = {name: np.asarray(x, np.float64) for name, x in embedded().items()}
     expected, weight = 0.0, 0
     for name, scale in (("text", np.exp(2.0)), ("audio", 20.0), ("depth", 5.0)):
