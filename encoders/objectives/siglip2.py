@@ -32,6 +32,7 @@ from encoders.layers.initializers import trunc_normal
 from encoders.models.vit import ViT, select
 from encoders.objectives.base import Batch, Momentum, valid_weights
 from encoders.objectives.captioning import TextDecoder, caption_sums, with_captions
+from encoders.objectives.guard import Guard
 from encoders.objectives.image_text import SigmoidContrast
 from encoders.objectives.self_distillation import (
     Centre,
@@ -61,6 +62,7 @@ class SelfDistillation:
       hidden_dim, bottleneck_dim: of the heads, see `PrototypeHead`.
       student_temperature, teacher_temperature: of the distributions.
       centre_momentum: of the running means of the teacher's scores.
+      guard: stops a run to whose teacher all images are one.
     """
 
     weight: float = 0.25
@@ -81,6 +83,7 @@ class SelfDistillation:
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
     centre_momentum: float = 0.9
+    guard: Guard = dataclasses.field(default_factory=lambda: Guard({"teacher_spread": 1e-3}))
 
     def num_masked(self, patches: int) -> int:
         """How many of an image's patches the student does not see.
@@ -128,11 +131,20 @@ class SigLip2(SigmoidContrast):
     distillation: SelfDistillation | None = None
 
     followed = (r"encoder/image/.*", r"(image|patch)_head/.*")
+    advice = (
+        "a learning rate below optimizer.lr, or more centring (a lower "
+        "objective.distillation.centre_momentum), may help"
+    )
 
     @property
     def momentum(self) -> Momentum | None:
         """How the teacher follows, where there is one."""
         return None if self.distillation is None else self.distillation.momentum
+
+    @property
+    def guard(self) -> Guard | None:
+        """What would show that the teacher has collapsed, where there is one."""
+        return None if self.distillation is None else self.distillation.guard
 
     def setup(self) -> None:
         own = self.distillation

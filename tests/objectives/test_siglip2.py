@@ -141,6 +141,8 @@ def test_a_teacher_that_has_collapsed_is_seen():
     assert mean(metrics, "teacher_spread") > 1e-3
     assert mean(fallen, "teacher_spread") == pytest.approx(0, abs=1e-6)
     assert 0 < mean(metrics, "teacher_entropy") < np.log(7)
+    assert MODULE.guard.floors["teacher_spread"] < mean(metrics, "teacher_spread")
+    assert siglip2(None).guard is None
 
 
 def test_the_parts_by_their_formulas():
