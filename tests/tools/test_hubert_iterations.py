@@ -1,0 +1,95 @@
+"""HuBERT's two iterations, from clips over clusters to a model and its clusters."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from encoders.config import build
+from encoders.data import SOURCES
+from encoders.data.audio import AudioPreprocessing
+from encoders.data.batcher import Batcher
+from encoders.data.pipeline import build_transforms
+from encoders.models.wav2vec2 import Wav2Vec2
+from encoders.objectives.cluster_prediction import ClusterPrediction
+from encoders.objectives.span_masking import SpanMasking
+from tests.evaluation.speech_toys import RATE
+from tools import cluster
+from tools.clips import Clips, frames_of
+
+CLIPS = dict(name="tones", number=24)
+MODEL = Wav2Vec2(
+    width=16, depth=1, mlp_dim=32, num_heads=2, conv_dim=16, conv_kernels=(10, 8, 4),
+    conv_strides=(5, 8, 4), position_kernel=8, position_groups=4, layer_drop=0.0,
+)  # fmt: skip
+
+
+def train(units, rate):
+    """Three steps on the clusters of a directory; parameters of the encoder, and the losses."""
+    preprocessing = AudioPreprocessing(
+        sample_rate=RATE, max_samples=1600, min_samples=400, units_per_second=rate
+    )
+    section = dict(name="units", path=str(units), source=CLIPS)
+    source = build(SOURCES, section, "data.source", preprocessing=preprocessing)
+    sections = (dict(name="decode_audio"), dict(name="crop_audio"))
+    transforms = build_transforms(sections, preprocessing=preprocessing)
+    objective = ClusterPrediction(
+        MODEL,
+        num_clusters=6,
+        masking=SpanMasking(rate=0.5, length=2),
+        projection_dim=8,
+        **preprocessing.for_objectives,
+    )
+    optimizer = optax.adam(1e-3)
+
+    @jax.jit
+    def step(params, state, batch, key):
+        batch = {**batch, "waveform": preprocessing.normalize(batch["waveform"])}
+
+        def loss(params):
+            rngs = {"corrupt": key, "dropout": key}
+            outcome = objective.apply({"params": params}, batch, train=True, rngs=rngs)
+            return outcome.loss / outcome.weight, outcome.metrics
+
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value, metrics
+
+    losses, params, state = [], None, None
+    batcher = Batcher(source, transforms, 8, seed=0)
+    for number in range(3):
+        batch = batcher.empty()
+        batcher.fill(number, batch)
+        assert batch["units"].shape == (8, preprocessing.num_units(1600))
+        if params is None:
+            floats = {**batch, "waveform": preprocessing.normalize(batch["waveform"])}
+            rngs = {"params": jax.random.key(0), "corrupt": jax.random.key(0)}
+            params = jax.jit(objective.init)(rngs, floats)["params"]
+            state = optimizer.init(params)
+        params, state, loss, metrics = step(params, state, batch, jax.random.key(number))
+        losses.append(float(loss))
+        assert metrics["accuracy"][1] > 0
+    return params["encoder"], losses
+
+
+def test_two_iterations(tmp_path):
+    preprocessing = AudioPreprocessing(sample_rate=RATE, min_samples=400)
+    source = build(SOURCES, CLIPS, "x", preprocessing=preprocessing)
+    options = dict(clusters=6, restarts=2, batch_size=24)
+    cepstra = cluster._of_mfcc(RATE)
+    first = cluster.cluster(
+        cepstra, Clips(source, cepstra.preprocessing), str(tmp_path / "1"), **options
+    )
+    assert first["purity"] > 0.9
+    params, losses = train(tmp_path / "1", 100.0)
+    assert np.isfinite(losses).all()
+
+    rate = RATE / MODEL.stride
+    frames = cluster.Frames(
+        frames_of(MODEL, preprocessing, 0), {"params": params}, preprocessing, 400, rate, {}
+    )
+    second = cluster.cluster(frames, Clips(source, preprocessing), str(tmp_path / "2"), **options)
+    assert second["units_per_second"] == pytest.approx(50)
+    assert second["clips"] == 24
+    _, losses = train(tmp_path / "2", 50.0)
+    assert np.isfinite(losses).all()
