@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # The tested sets: Python 3.11 with the oldest supported jax, and the newest of everything.
 CONSTRAINTS := $(shell $(PYTHON) -c "import sys; print('constraints/py311.txt' if sys.version_info < (3, 12) else 'constraints/newest.txt')")
 
-.PHONY: demo demo-text demo-clip test lint format golden parity clean
+.PHONY: demo demo-text demo-clip demo-speech test lint format golden parity clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m launch.local --config configs/demo.py --workdir runs/demo
@@ -19,8 +19,16 @@ demo-clip: $(VENV)/.installed
 	$(RUN) -m launch.local --config configs/demo_clip.py --workdir runs/demo_clip
 	$(RUN) -m tools.report --workdir runs/demo_clip
 
+demo-speech: $(VENV)/.installed
+	$(RUN) -m launch.local --config configs/demo_speech.py --workdir runs/demo_speech
+	$(RUN) -m launch.local --config configs/demo_speech.py:ctc --workdir runs/demo_speech_ctc
+	$(RUN) -m launch.local --config configs/demo_speech.py:scratch --workdir runs/demo_speech_scratch
+	$(RUN) -m tools.report --workdir runs/demo_speech
+	$(RUN) -m tools.report --workdir runs/demo_speech_ctc
+	$(RUN) -m tools.report --workdir runs/demo_speech_scratch
+
 test: $(VENV)/.tested lint
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.tested
 	$(VENV)/bin/ruff check .
