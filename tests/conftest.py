@@ -12,6 +12,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # takes a third of
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # for launchers, which keep a cache
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), *QUICK, "--xla_force_host_platform_device_count=8"]
 )
