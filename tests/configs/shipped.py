@@ -168,9 +168,9 @@ def _clustered(source: dict, preprocessing: ConfigDict) -> dict:
     path = pathlib.Path(tempfile.gettempdir()) / f"encoders-{os.getpid()}-units-{rate:.0f}"
     if not path.exists():
         clips = Audio(**{key: value for key, value in source.items() if key != "name"})
-        units = [np.arange(300) % 100 for _ in range(len(clips))]
+        units = [np.arange(300) % 50 for _ in range(len(clips))]
         names = [clips.describe(index) for index in range(len(clips))]
-        write_units(path, units, names, np.zeros((100, 2)), {"units_per_second": rate})
+        write_units(path, units, names, np.zeros((50, 2)), {"units_per_second": rate})
     return dict(name="units", source=source, path=str(path))
 
 

@@ -1,0 +1,39 @@
+"""HuBERT's two iterations on 600 spoken digits, on two CPU cores.
+
+Paper: HuBERT, arXiv 2106.07447, at toy size.
+Command: python -m tools.cluster --features mfcc --rate 8000 --clusters 50 --data sample:digits
+    --output runs/demo_hubert_mfcc
+  python -m launch.local --config configs/demo_hubert.py --workdir runs/demo_hubert
+  python -m tools.cluster --model runs/demo_hubert --layer 2 --clusters 50 --data sample:digits
+    --output runs/demo_hubert_layer2
+  python -m launch.local --config configs/demo_hubert.py:second --workdir runs/demo_hubert_second
+Cost: not measured.
+Published: none.
+Measured: purity of 50 clusters of cepstra 39.5 % (the most frequent digit 11.8 %), PNMI 0.299.
+
+The argument 'second' guesses the clusters of what was trained first. tools.cluster prints what each
+says about digits.
+"""
+
+from configs import demo_speech, hardware
+
+
+def get_config(arg=None):
+    names = (arg or "").split(",")
+    second = "second" in names
+    config = demo_speech.get_config()
+    # Frames of the model are 10 ms, as those of cepstra are.
+    config.preprocessing.units_per_second = 100.0
+    path = "runs/demo_hubert_layer2" if second else "runs/demo_hubert_mfcc"
+    config.data.source = dict(name="units", source=config.data.source.to_dict(), path=path)
+    # Clusters were found in clips as they are: nothing may change their speed.
+    config.data.transforms = (dict(name="decode_audio"), dict(name="crop_audio"))
+    config.model.name = "hubert"
+    config.objective = dict(
+        name="cluster_prediction",
+        num_clusters=50,
+        masking=dict(rate=0.65, length=10),
+        projection_dim=64,
+        feature_penalty=0.0,
+    )
+    return hardware.apply(config, ",".join(n for n in names if n != "second"))
