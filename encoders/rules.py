@@ -17,7 +17,7 @@ from encoders.errors import ConfigError
 Rules = Sequence[tuple[str, Any]]
 
 # Leaves next to a tower's blocks that come before them: id 0 of layer-wise learning-rate decay.
-_EMBEDDING = re.compile(r"\w*embeddings?|\w*_tokens?|positions|projection|norm_pre")
+_EMBEDDING = re.compile(r"\w*embeddings?|\w*_tokens?|positions|projection|norm_pre|conv\w*")
 _BLOCK = re.compile(r"((?:.*/)?)blocks_(\d+)/.*")
 
 # Modules of scanned layers, see `layers.stack`, and the number of the first layer in them.

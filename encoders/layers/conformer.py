@@ -101,9 +101,7 @@ class ConvModule(nn.Module):
         y = value * jax.nn.sigmoid(gate)
         if mask is not None:
             y = jnp.where(mask[..., None], y, 0)
-        shape = (self.kernel, width)
-        scale = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=0, out_axis=1)
-        y = depthwise(y, self.param("depthwise", scale, shape))
+        y = DepthwiseConv(self.kernel, name="depthwise")(y)
         if self.norm == "batch":
             y = BatchNorm(name="norm")(y, mask=mask, train=train)
         elif self.norm == "layer":
@@ -114,15 +112,26 @@ class ConvModule(nn.Module):
         return Linear(width, False, init, name="pointwise2")(jax.nn.silu(y))
 
 
-def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution of every channel on its own: x [B, T, D], kernel [k, D] -> [B, T, D].
+class DepthwiseConv(nn.Module):
+    """A convolution over time of every channel on its own, with kernel [k, D].
 
     With zeros around the row, one more behind it where k is even. As a sum of k shifted products,
     which XLA fuses: a grouped convolution's gradient is slow on GPUs.
+
+    Attributes:
+      taps: k.
     """
-    taps, length = kernel.shape[0], x.shape[1]
-    x = jnp.pad(x, ((0, 0), ((taps - 1) // 2, taps // 2), (0, 0)))
-    return sum(x[:, i : i + length] * kernel[i] for i in range(taps))
+
+    taps: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [B, T, D] to [B, T, D]."""
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=0, out_axis=1)
+        kernel = self.param("kernel", init, (self.taps, x.shape[-1]))
+        length = x.shape[1]
+        x = jnp.pad(x, ((0, 0), ((self.taps - 1) // 2, self.taps // 2), (0, 0)))
+        return sum(x[:, i : i + length] * kernel[i] for i in range(self.taps))
 
 
 class ConformerBlock(nn.Module):
@@ -179,11 +188,12 @@ class ConformerBlock(nn.Module):
                 return y if factor == 1 else y * factor
             return y * (factor * branch_scale[index, :, None, None]).astype(y.dtype)
 
-        def half_mlp(x: jax.Array, number: int) -> jax.Array:
-            mlp = Mlp(self.mlp_dim, "silu", dropout=self.dropout, name=f"mlp{number}")
-            return x + scaled(mlp(norm(f"norm_mlp{number}")(x), train=train), 1, 0.5)
+        def half_mlp(x: jax.Array, which: str) -> jax.Array:
+            # By a name that ends with 'mlp' it is split as those of other blocks (TENSOR_RULES).
+            mlp = Mlp(self.mlp_dim, "silu", dropout=self.dropout, name=f"{which}_mlp")
+            return x + scaled(mlp(norm(f"norm_{which}_mlp")(x), train=train), 1, 0.5)
 
-        x = half_mlp(x, 1)
+        x = half_mlp(x, "first")
         attention = (RelativeAttention if self.relative else Attention)(
             self.num_heads,
             dropout=self.dropout,
@@ -196,7 +206,7 @@ class ConformerBlock(nn.Module):
         conv = ConvModule(self.kernel, self.conv_norm, self.norm_eps, name="conv")
         y = conv(norm("norm_conv")(x), mask=mask, train=train)
         x = x + scaled(nn.Dropout(self.dropout, deterministic=not train)(y), 0)
-        return norm("norm")(half_mlp(x, 2))
+        return norm("norm")(half_mlp(x, "second"))
 
 
 def conformer_flops(tokens: int, width: int, mlp_dim: int, kernel: int, relative: bool) -> float:

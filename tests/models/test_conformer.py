@@ -26,10 +26,10 @@ WIDTH, LENGTH = 12, 9
 BLOCK = ConformerBlock(3, 16, 5, conv_norm="batch")
 # Their module -> ours.
 LINEAR = {
-    "ffn1.intermediate_dense": "mlp1/fc1",
-    "ffn1.output_dense": "mlp1/fc2",
-    "ffn2.intermediate_dense": "mlp2/fc1",
-    "ffn2.output_dense": "mlp2/fc2",
+    "ffn1.intermediate_dense": "first_mlp/fc1",
+    "ffn1.output_dense": "first_mlp/fc2",
+    "ffn2.intermediate_dense": "second_mlp/fc1",
+    "ffn2.output_dense": "second_mlp/fc2",
     "self_attn.linear_q": "attention/query",
     "self_attn.linear_k": "attention/key",
     "self_attn.linear_v": "attention/value",
@@ -39,8 +39,8 @@ LINEAR = {
     "conv_module.pointwise_conv2": "conv/pointwise2",
 }
 NORM = {
-    "ffn1_layer_norm": "norm_mlp1",
-    "ffn2_layer_norm": "norm_mlp2",
+    "ffn1_layer_norm": "norm_first_mlp",
+    "ffn2_layer_norm": "norm_second_mlp",
     "self_attn_layer_norm": "norm_attention",
     "conv_module.layer_norm": "norm_conv",
     "conv_module.batch_norm": "conv/norm",
@@ -49,7 +49,7 @@ NORM = {
 OTHERS = {
     "self_attn.pos_bias_u": "attention/content_bias",
     "self_attn.pos_bias_v": "attention/position_bias",
-    "conv_module.depthwise_conv.weight": "conv/depthwise",
+    "conv_module.depthwise_conv.weight": "conv/depthwise/kernel",
 }
 
 

@@ -339,6 +339,8 @@ def test_layer_ids_count_each_tower_and_take_a_decoder_for_a_head():
             "image/patch_embedding/kernel",
             "image/blocks_1/x",
             "image/mask_token",
+            "image/convolutions/conv_0/kernel",
+            "image/conv1_bias",
             "image/pooling/probe",
             "text/token_embedding/embedding",
             "text/blocks_5/x",
@@ -348,6 +350,7 @@ def test_layer_ids_count_each_tower_and_take_a_decoder_for_a_head():
         ]
     )
     assert ids["image/patch_embedding/kernel"] == ids["image/mask_token"] == (0, 3)
+    assert ids["image/convolutions/conv_0/kernel"] == ids["image/conv1_bias"] == (0, 3)
     assert ids["image/blocks_1/x"] == (2, 3)
     assert ids["image/pooling/probe"] == (3, 3)
     assert ids["text/token_embedding/embedding"] == (0, 7)
