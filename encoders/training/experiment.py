@@ -219,8 +219,13 @@ class Experiment:
         return self.objective.init(keys, batch, train=True)
 
     @functools.cached_property
+    def _init(self) -> Any:
+        """Traced once, for the shapes and then for the arrays."""
+        return jax.jit(self.init_variables)
+
+    @functools.cached_property
     def _variable_shapes(self) -> Any:
-        return jax.eval_shape(self.init_variables, jax.random.key(0))
+        return self._init.eval_shape(jax.random.key(0))
 
     @functools.cached_property
     def param_shapes(self) -> Any:
@@ -258,7 +263,7 @@ class Experiment:
 
     def init_state(self, key: jax.Array) -> TrainState:
         """The state at step 0; pure, so that jit can create it sharded."""
-        return self._first_state(self.init_variables(key))
+        return self._first_state(self._init(key))
 
     def _first_state(self, variables: Any) -> TrainState:
         variables = dict(variables)

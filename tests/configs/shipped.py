@@ -181,7 +181,9 @@ def _shrink_text(config: ConfigDict) -> None:
     """Bundled documents, whatever the corpus; pairs and sentences keep their form."""
     config.preprocessing.vocabulary = None
     config.preprocessing.update(dict(tokenizer=TOKENIZER, max_length=32))
-    config.model.update(dict(width=16, depth=1, mlp_dim=32, num_heads=2))
+    # A generator may have a part of the depth.
+    depth = 2 if "depth" in config.objective.get("generator", {}) else 1
+    config.model.update(dict(width=16, depth=depth, mlp_dim=32, num_heads=2))
     config.evaluators = {}
     source = config.data.source
     if source.name == "mixture":

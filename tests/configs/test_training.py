@@ -21,7 +21,7 @@ def pretrained(tmp_path_factory):
             directory = tmp_path_factory.mktemp(f"mae_{variant}")
             config = shipped.shrink(shipped.load(f"mae_{variant}_in1k"))
             config.evaluators = {}
-            train(Experiment(config, devices=jax.devices()[:2]), directory)
+            train(Experiment(config, devices=jax.devices()[:1]), directory)
             runs[variant] = directory
         return runs[variant]
 
@@ -33,7 +33,7 @@ def test_two_steps(name, tmp_path, pretrained):
     config = shipped.shrink(shipped.load(name))
     if "init_from" in config:
         config.init_from.path = str(pretrained(name.split("_")[2]))
-    result = train(Experiment(config, devices=jax.devices()[:2]), tmp_path)
+    result = train(Experiment(config, devices=jax.devices()[:1]), tmp_path)
     assert result["state"] == "finished"
     assert result["step"] == 2
     assert math.isfinite(result["train/loss"])
