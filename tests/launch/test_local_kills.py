@@ -15,7 +15,7 @@ from encoders.checkpoints.store import CheckpointStore
 from encoders.training.experiment import Experiment
 from encoders.training.metrics import read_facts
 
-KILLS = int(os.environ.get("ENCODERS_KILLS", 8))  # 20 take four minutes
+KILLS = int(os.environ.get("ENCODERS_KILLS", 5))  # 20 take four minutes
 STEPS = 6 * KILLS
 OPTIONS = (
     f"--config.duration.steps={STEPS}",
