@@ -1,4 +1,4 @@
-"""wav2vec 2.0 on 600 spoken digits, from waveforms to a report, on two CPU cores.
+"""wav2vec 2.0 on 480 spoken digits, from waveforms to a report, on two CPU cores.
 
 Paper: wav2vec 2.0, arXiv 2006.11477, at toy size.
 Command: make demo-speech

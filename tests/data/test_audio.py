@@ -128,7 +128,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_samples_that_ship():
     source = Audio(path="sample:digits")
     test = Audio(path="sample:digits", split="test")
-    assert (len(source), len(test)) == (900, 300)
+    assert (len(source), len(test)) == (720, 300)
     assert source.class_names[7] == "seven"
     assert len(source.speaker_names) == 6
     labels = [test[i]["label"] for i in range(300)]
@@ -384,4 +384,4 @@ def test_encoders_that_need_other_clips_are_refused(fields, message):
 
 
 def test_the_source_is_in_the_table():
-    assert len(build(SOURCES, {"name": "audio", "path": "sample:digits"}, "data.source")) == 900
+    assert len(build(SOURCES, {"name": "audio", "path": "sample:digits"}, "data.source")) == 720

@@ -135,7 +135,7 @@ def test_the_sample_is_what_it_says():
 
 def test_what_ships_is_small_and_attributed():
     files = [path for path in SAMPLES.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 12 << 20
+    assert sum(path.stat().st_size for path in files) < 12_000_000
     for info in SAMPLES.glob("*/info.json"):
         assert {"source", "licence", "attribution"} <= set(json.loads(info.read_text()))
         assert (info.parent / "LICENSE").is_file()

@@ -21,9 +21,9 @@ class Sample(ArrayRecord):
       'emoji'} with two captions each: the name in Unicode's CLDR, and the name with the keywords
       there (Apache-2.0; Unicode-3.0). Its tokenizer is 'sample:emoji'.
 
-    Clips of sound ship for source "audio": its path "sample:digits" has 900 train and 300 test
+    Clips of sound ship for source "audio": its path "sample:digits" has 720 train and 300 test
     recordings of spoken digits at 8 kHz, {'audio', 'transcript', 'label', 'speaker'} by six
-    speakers (Free Spoken Digit Dataset; CC BY-SA 4.0), and "sample:ljspeech" five sentences at
+    speakers (Free Spoken Digit Dataset; CC BY-SA 4.0), and "sample:ljspeech" two sentences at
     16 kHz in its split 'test' (LJSpeech; public domain).
 
     Text to pre-train on ships as tokens: source "tokens" with path "sample:peps".
