@@ -1,6 +1,7 @@
 """Encoders of raw speech out, against transformers itself (`make parity`; needs PyTorch)."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -61,4 +62,5 @@ def test_exported_encoders_load_in_transformers(name, fields, tmp_path):
     np.testing.assert_allclose(ours[out.mask], logits[out.mask], rtol=0, atol=1e-4)
     ids = logits.argmax(-1)
     expected = encoder.preprocessing.opened.decode(ids[0][np.asarray(out.mask[0])])
-    assert processor.batch_decode(ids[:1])[0].split() == expected.split()
+    written = re.sub("<[^<>]*>", "", processor.batch_decode(ids[:1])[0])
+    assert written.split() == expected.split()
