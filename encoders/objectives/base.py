@@ -94,6 +94,9 @@ class Objective(nn.Module):
         """
         return preprocessing.example_batch(rows)
 
+    def check_source(self, source: Any) -> None:
+        """Raises a ConfigError where the training data does not fit; none does so for most."""
+
     @property
     def frozen(self) -> tuple[str, ...]:
         """Regexes of parameters that get no gradient, which the optimizer then leaves out."""

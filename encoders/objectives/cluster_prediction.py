@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from encoders.errors import ConfigError
 from encoders.layers.linear import Linear
 from encoders.layers.pooling import unit
 from encoders.objectives.base import Batch
@@ -120,6 +121,15 @@ class ClusterPrediction(MaskedSpeechObjective):
         losses = cross_entropy(scores, jnp.maximum(units, 0)) * weights
         correct = (scores.argmax(-1) == units) * weights
         return losses.sum(-1), correct.sum(-1), weights.sum(-1)
+
+    def check_source(self, source: Any) -> None:
+        """Raises a ConfigError where units number more clusters than the model can tell."""
+        clusters = getattr(source, "clusters", 0)
+        if clusters > self.num_clusters:
+            raise ConfigError(
+                f"objective.num_clusters: {self.num_clusters}, but data.source has units of "
+                f"{clusters} clusters."
+            )
 
     def example_batch(self, preprocessing: Any, rows: int) -> dict[str, np.ndarray]:
         batch = super().example_batch(preprocessing, rows)

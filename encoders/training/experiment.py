@@ -150,6 +150,7 @@ class Experiment:
 
         Raises:
           DataError: it is missing, or has another size than the config says.
+          ConfigError: it does not fit the objective.
         """
         source = self._open_source()
         expected = self.sections.data.examples_per_epoch
@@ -158,6 +159,7 @@ class Experiment:
                 f"data.source has {len(source)} examples, but data.examples_per_epoch says "
                 f"{expected}; set it to None to take what is there."
             )
+        self.objective.check_source(source)
         return source
 
     @functools.cached_property

@@ -1,5 +1,7 @@
 """HuBERT's two iterations, from clips over clusters to a model and its clusters."""
 
+import types
+
 import jax
 import numpy as np
 import optax
@@ -10,6 +12,7 @@ from encoders.data import SOURCES
 from encoders.data.audio import AudioPreprocessing
 from encoders.data.batcher import Batcher
 from encoders.data.pipeline import build_transforms
+from encoders.errors import ConfigError
 from encoders.models.wav2vec2 import Wav2Vec2
 from encoders.objectives.cluster_prediction import ClusterPrediction
 from encoders.objectives.span_masking import SpanMasking
@@ -93,3 +96,10 @@ def test_two_iterations(tmp_path):
     assert second["clips"] == 24
     _, losses = train(tmp_path / "2", 50.0)
     assert np.isfinite(losses).all()
+
+
+def test_units_of_more_clusters_than_the_model_tells_are_refused():
+    objective = ClusterPrediction(MODEL, num_clusters=6)
+    objective.check_source(types.SimpleNamespace(clusters=6))
+    with pytest.raises(ConfigError, match="num_clusters: 6, but data.source has units of 7"):
+        objective.check_source(types.SimpleNamespace(clusters=7))

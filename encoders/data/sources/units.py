@@ -50,6 +50,11 @@ class Units(Source):
         super().__post_init__()
 
     @property
+    def clusters(self) -> int:
+        """How many different units there are."""
+        return self.store.clusters
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """Those of the other source."""
         return self.clips.class_names
