@@ -38,7 +38,7 @@ def get_config(arg=None):
         source=digits("train", without_speakers=HELD_OUT),
         transforms=(
             dict(name="decode_audio"),
-            dict(name="change_speed", least=0.8, most=1.25),
+            dict(name="change_speed", least=0.9, most=1.1),
             dict(name="crop_audio"),
         ),
     )
@@ -52,8 +52,8 @@ def get_config(arg=None):
         conv_dim=96,
         conv_kernels=(10, 3, 3, 3, 2),
         conv_strides=(5, 2, 2, 2, 2),
-        conv_norm="group",
-        conv_bias=False,
+        conv_norm="layer",
+        conv_bias=True,
         pre_norm=True,
         normalize_waveform=True,
         position_kernel=32,
@@ -65,7 +65,7 @@ def get_config(arg=None):
     )
     config.objective = dict(
         name="speech_contrast",
-        masking=dict(rate=0.65, length=10),
+        masking=dict(rate=0.65, length=6),
         quantizer=dict(groups=2, entries=64, width=64),
         temperature=dict(start=2.0, decay=0.999, floor=0.5),
         projection_dim=64,

@@ -389,7 +389,7 @@ def test_wrong_sections_are_explained(section, message):
 def test_every_transform_builds_by_name():
     required = {"image_size": (8, 8), "channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     required |= {"patch_size": 4, "max_patches": 4}
-    required["arrays"] = {}
+    required |= {"arrays": {}, "images": 2, "row_patches": 8}
     required["preprocessing"] = TextPreprocessing(tokenizer="sample:peps")
     for name in TRANSFORMS:
         section = {"name": name, **({"padding": 1} if name == "pad" else {})}

@@ -101,5 +101,5 @@ def test_two_iterations(tmp_path):
 def test_units_of_more_clusters_than_the_model_tells_are_refused():
     objective = ClusterPrediction(MODEL, num_clusters=6)
     objective.check_source(types.SimpleNamespace(clusters=6))
-    with pytest.raises(ConfigError, match="num_clusters: 6, but data.source has units of 7"):
+    with pytest.raises(ConfigError, match=r"num_clusters: 6, but data\.source has units of 7"):
         objective.check_source(types.SimpleNamespace(clusters=7))
