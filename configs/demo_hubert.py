@@ -7,9 +7,12 @@ Command: python -m tools.cluster --features mfcc --rate 8000 --clusters 50 --dat
   python -m tools.cluster --model runs/demo_hubert --layer 2 --clusters 50 --data sample:digits
     --output runs/demo_hubert_layer2
   python -m launch.local --config configs/demo_hubert.py:second --workdir runs/demo_hubert_second
-Cost: not measured.
+Cost: five and a half minutes of two CPU cores for the first two commands.
 Published: none.
-Measured: purity of 50 clusters of cepstra 40.3 % (the most frequent digit 11.9 %), PNMI .305.
+Measured: purity of 50 clusters of cepstra 40.3 % (the most frequent digit 11.9 %) and PNMI .305; of
+  those of the trained model's blocks 33.6 % to 35.4 % and .247 to .276: they do not rise here. Its
+  probes tell 51.7 % of the digits of two speakers it never heard (cepstra 54.6 %, random weights
+  25.4 %) and 93.3 % of the speakers (91.7 % and 73.0 %).
 
 The argument 'second' guesses the clusters of what was trained first. tools.cluster prints what each
 says about digits.
@@ -22,6 +25,7 @@ def get_config(arg=None):
     names = (arg or "").split(",")
     second = "second" in names
     config = demo_speech.get_config()
+    config.duration = {"steps": 800}
     # Frames of the model are 10 ms, as those of cepstra are.
     config.preprocessing.units_per_second = 100.0
     path = "runs/demo_hubert_layer2" if second else "runs/demo_hubert_mfcc"

@@ -25,7 +25,7 @@ def get_config(arg=None):
     names = (arg or "").split(",")
     config = ConfigDict()
     config.seed = 0
-    config.duration = {"steps": 800}
+    config.duration = {"steps": 1000}
     config.batch_size = 32
     config.preprocessing = dict(
         name="audio",
@@ -106,7 +106,7 @@ def digits(split, **which):
 
 
 def _spelling(config, scratch):
-    config.duration = {"steps": 400}
+    config.duration = {"steps": 300}
     spelt = dict(characters="letters", max_targets=8, samples_per_frame=80)
     config.preprocessing.update(spelt)
     *others, crop = config.data.transforms
