@@ -10,7 +10,7 @@
 The same input gives the same records: the first 1,000 training and 200 test images of each class,
 in their order; all of BANKING77; every fifth of the public-domain PEPs as tokens, of a tokenizer
 trained on them and on BANKING77; all emoji without a skin tone, and a tokenizer of their captions;
-the first 20 recordings of each spoken digit by each speaker; the shortest clips of LJSpeech.
+the first 17 recordings of each spoken digit by each speaker; the shortest clips of LJSpeech.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class UnitStore:
     """
 
     def __init__(self, path: str | os.PathLike):
-        directory = pathlib.Path(path).expanduser()
+        directory = self._directory = pathlib.Path(path).expanduser()
         try:
             self.info = json.loads((directory / _INFO).read_text(encoding="utf-8"))
             self.units_per_second = float(self.info["units_per_second"])
@@ -99,6 +99,14 @@ class UnitStore:
         if len(self.names) != len(lengths) or len(self._units) != self._ends[-1:].sum():
             raise DataError(f"data source: units '{path}' are damaged: their lengths do not agree.")
         self._rows = dict(zip(self.names, range(len(self.names)), strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers map the file themselves: pickle would copy all of it.
+        return {key: value for key, value in self.__dict__.items() if key != "_units"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        units = np.load(state["_directory"] / "units.npy", mmap_mode="r", allow_pickle=False)
+        self.__dict__.update(state, _units=units)
 
     def __contains__(self, name: str) -> bool:
         return name in self._rows
