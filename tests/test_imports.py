@@ -31,7 +31,7 @@ def test_training_and_tools_load_no_other_framework():
     assert "jax" in modules
     of_jax, _ = modules_after(
         "import jax"
-    )  # libtpu, where it is installed, is loaded by jax itself
+    )  # it loads libtpu where that is installed
     assert not (modules - of_jax) & HEAVY
 
 
