@@ -29,9 +29,7 @@ def test_training_and_tools_load_no_other_framework():
         "import encoders.training.loop, launch.local, tools.evaluate, tools.embed, tools.report"
     )
     assert "jax" in modules
-    of_jax, _ = modules_after(
-        "import jax"
-    )  # it loads libtpu where that is installed
+    of_jax, _ = modules_after("import jax")  # it loads libtpu where that is installed
     assert not (modules - of_jax) & HEAVY
 
 
