@@ -11,8 +11,6 @@ from ml_collections import ConfigDict
 
 from configs import hardware, text
 
-LIBRISPEECH_TRAIN = 281_241  # clips, of 12.3 s on average
-
 
 def base(corpus: str, batch_size: int, max_samples: int, **preprocessing) -> ConfigDict:
     """The fields that every experiment on speech has, at 16 kHz."""

@@ -22,7 +22,7 @@ from encoders.types import Encoded
 class SpectrogramEncoder(nn.Module):
     """Base of them: STACK frames of the spectrogram, 10 ms apart, make a token.
 
-    A family says its SIZES and STACK, its `log_mel`, how frames are embedded and what its blocks
+    A family says its SIZES and STACK, its `features`, how they are embedded and what its blocks
     are.
 
     Attributes:

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 import transformers
 
+from tools.golden.cases import save, write_counts
+
 DIRECTORY = pathlib.Path(__file__).parents[2] / "tests" / "golden" / "speech"
 
 _TINY = {
@@ -273,33 +275,14 @@ def write_case(name: str) -> None:
         groups["heads"] = run_contrast(model, given, drawn)
     if kind.endswith("CTC"):
         groups["heads"] = run_ctc(model, given)
-    arrays = {
-        f"{group}/{key}": value.detach().numpy()
-        for group, values in groups.items()
-        for key, value in values.items()
-    }
-    np.savez_compressed(directory / "expected.npz", **arrays)
-    print(name, sum(file.stat().st_size for file in directory.iterdir()), "bytes")
-
-
-def parameters() -> dict[str, dict[str, int]]:
-    """Our model -> variant -> parameters of the encoder."""
-    counts: dict[str, dict[str, int]] = {}
-    for name, (kind, config_kind, variants) in PUBLISHED.items():
-        counts[name] = {}
-        for variant, fields in variants.items():
-            with torch.device("meta"):
-                model = getattr(transformers, kind)(getattr(transformers, config_kind)(**fields))
-            counts[name][variant] = sum(value.numel() for value in model.parameters())
-    return counts
+    save(directory, groups)
 
 
 def main(names: Sequence[str]) -> None:
     """Writes cases anew, and the counts of parameters."""
     for name in names or CASES:
         write_case(name)
-    text = json.dumps(parameters(), indent=2) + "\n"
-    (DIRECTORY / "parameters.json").write_text(text, encoding="utf-8")
+    write_counts(DIRECTORY, PUBLISHED)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,15 @@ need none. parameters.json counts the parameters of every published size.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 import sys
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import transformers
+
+from tools.golden.cases import save, write_counts
 
 DIRECTORY = pathlib.Path(__file__).parents[2] / "tests" / "golden" / "text"
 
@@ -264,33 +264,14 @@ def write_case(name: str) -> None:
     }
     if trunk is not model and name.split("_")[0] in _WITH_HEADS:
         groups["heads"] = heads(model, given)
-    arrays = {
-        f"{group}/{key}": value.detach().numpy()
-        for group, values in groups.items()
-        for key, value in values.items()
-    }
-    np.savez_compressed(DIRECTORY / name / "expected.npz", **arrays)
-    print(name, sum(file.stat().st_size for file in (DIRECTORY / name).iterdir()), "bytes")
-
-
-def parameters() -> dict[str, dict[str, int]]:
-    """family -> variant -> parameters of the encoder with its pooler, if the family has one."""
-    counts: dict[str, dict[str, int]] = {}
-    for family, (kind, config_kind, variants) in PUBLISHED.items():
-        counts[family] = {}
-        for variant, fields in variants.items():
-            with torch.device("meta"):
-                model = getattr(transformers, kind)(getattr(transformers, config_kind)(**fields))
-            counts[family][variant] = sum(value.numel() for value in model.parameters())
-    return counts
+    save(DIRECTORY / name, groups)
 
 
 def main(names: Sequence[str]) -> None:
     """Writes cases anew, and the counts of parameters."""
     for name in names or CASES:
         write_case(name)
-    text = json.dumps(parameters(), indent=2) + "\n"
-    (DIRECTORY / "parameters.json").write_text(text, encoding="utf-8")
+    write_counts(DIRECTORY, PUBLISHED)
 
 
 if __name__ == "__main__":

@@ -353,3 +353,12 @@ def decoder_rules(
 def swiglu_dim(mlp_dim: int) -> int:
     """DINOv2 keeps two thirds of a plain MLP's hidden size, rounded up to a multiple of 8."""
     return (int(mlp_dim * 2 / 3) + 7) // 8 * 8
+
+
+def refuse_others(only: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """Raises a CheckpointError if a field of `config` is there and not as it must be."""
+    for field, value in only.items():
+        if config.get(field, value) != value:
+            raise CheckpointError(
+                f"{where}: {field}={config[field]!r} is not supported, only {value!r}."
+            )

@@ -20,7 +20,7 @@ from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
 from encoders.checkpoints.formats.hf_processor import FILE
-from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, activation
+from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, activation, refuse_others
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -274,11 +274,7 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     """
     model_type = config["model_type"]
     family = FAMILIES[model_type]
-    for field, value in family.only.items():
-        if config.get(field, value) != value:
-            raise CheckpointError(
-                f"{where}: {field}={config[field]!r} is not supported, only {value!r}."
-            )
+    refuse_others(family.only, config, where)
     model = _model_section(family, config, where)
     preprocessing, normalize, reason = _preprocessing(path, model)
     if normalize is None:

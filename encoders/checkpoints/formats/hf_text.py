@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
-from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, activation
+from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, activation, refuse_others
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -271,11 +271,7 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     """
     name = config["model_type"]
     family = FAMILIES[name]
-    for field, value in family.only.items():
-        if config.get(field, value) != value:
-            raise CheckpointError(
-                f"{where}: {field}={config[field]!r} is not supported, only {value!r}."
-            )
+    refuse_others(family.only, config, where)
     prefix = rf"^{name}\."
     legacy = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
     tensors = rename(files.read_tensors(path), ((prefix, ""), *legacy), where)
