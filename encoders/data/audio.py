@@ -27,7 +27,7 @@ class AudioPreprocessing:
       max_samples: S; longer clips are cropped, shorter ones padded.
       bucket_samples: static lengths in training, ascending, of which the last is `max_samples`:
         every batch is of clips that fit one of them; None pads all to `max_samples`.
-      min_samples: shorter clips are corrupt: the receptive field of the encoder.
+      min_samples: shorter clips are corrupt: the receptive field of the encoder, or more.
       resample: whether clips of another rate are resampled; else they are corrupt.
       mix: whether channels are averaged; else clips that have several are corrupt.
       units_per_second: rate of `units`, where clips have them: targets of frames.

@@ -288,7 +288,7 @@ SPELL = [CROP[0], {"name": "spell_transcript"}, CROP[1]]
     ("text", "samples", "reason"),
     [
         ("naïve", 16000, "its transcript has 'Ï', outside the vocabulary"),
-        ("hello", 1680, "its transcript needs 6 frames, and it has 5"),
+        ("hello", 1600, r"its transcript needs 6 frames, and it has at most 5 \(1600 samples\)"),
         ("hello there", 16000, "11 characters, more than max_targets=8"),
         ("hello", 20000, "20000 samples, of which its transcript needs all, and only 16000 fit"),
         ("  ", 16000, "no transcript"),
@@ -298,6 +298,14 @@ def test_transcripts_that_do_not_fit_are_corrupt(text, samples, reason):
     preprocessing = AudioPreprocessing(max_samples=16000, characters="letters", max_targets=8)
     with pytest.raises(CorruptExample, match=reason):
         run(clip(samples, transcript=text), SPELL, preprocessing)
+
+
+def test_frames_are_counted_by_the_stride_alone():
+    preprocessing = AudioPreprocessing(
+        max_samples=16000, min_samples=2000, characters="letters", max_targets=8
+    )
+    found = run(clip(2240, transcript="hello"), SPELL, preprocessing)  # 6 frames of wav2vec 2.0
+    assert found["target_length"] == 5
 
 
 def test_transcripts_are_spelt():

@@ -82,8 +82,13 @@ class ChangeSpeed:
 class SpellTranscript:
     """'transcript' -> 'targets' int32 [max_targets] and 'target_length'; after 'decode_audio'.
 
+    CTC needs a frame for every character, and one more between two that are equal. A clip has at
+    most ceil(samples / samples_per_frame) frames: encoders whose windows reach beyond their stride
+    make one or two fewer of it, and a transcript that misses only these is left to the objective
+    'ctc', which counts it as 'infeasible'.
+
     Attributes:
-      preprocessing: has the vocabulary (supplied).
+      preprocessing: has the vocabulary, and the stride of frames (supplied).
     """
 
     preprocessing: Any
@@ -104,11 +109,12 @@ class SpellTranscript:
                 f"{wanted.max_targets}"
             )
         samples = len(example["waveform"])
-        frames = 1 + (samples - wanted.min_samples) // wanted.samples_per_frame
+        frames = -(-samples // wanted.samples_per_frame)
         needed = len(ids) + int((ids[1:] == ids[:-1]).sum())
         if needed > frames:
             raise CorruptExample(
-                f"its transcript needs {needed} frames, and it has {frames} ({samples} samples)"
+                f"its transcript needs {needed} frames, and it has at most {frames} ({samples} "
+                f"samples)"
             )
         targets = np.full(wanted.max_targets, wanted.opened.blank, np.int32)
         targets[: len(ids)] = ids
