@@ -5,7 +5,7 @@ samples, 'transcript', 'speaker': str, 'label': int}, of which only the first is
 info.json has 'sample_rate', and beside whose shards lies <shard>.index.npz with
 
     lengths   [N] uint32, samples of each clip
-    speakers  [N] of texts, where all are known
+    speakers  [N] of texts, '' where unknown; not there where all are
 
 so that neither buckets nor a choice of speakers read a clip.
 """
@@ -57,7 +57,7 @@ class ClipFiles:
 
     @property
     def speakers(self) -> np.ndarray | None:
-        """[N] of texts, or None where they are not known."""
+        """[N] of texts, '' where unknown; None where all are."""
         given = self.fields.get("speaker")
         return None if given is None else np.array(["" if x is None else x for x in given], str)
 
@@ -110,15 +110,11 @@ class PreparedClips:
                 f"data source: the indices of '{directory}' list {len(self._lengths)} clips, but "
                 f"the shards hold {len(self._records)}; prepare it again."
             )
-        self.speakers: np.ndarray | None = None
-        if all("speakers" in one for one in indices):
-            self.speakers = np.concatenate([one["speakers"] for one in indices])
-        self.speaker_names: tuple[str, ...] | None = None
+        self.speakers, self.speaker_names = _speakers(indices), None
         if self.speakers is not None:
             splits = info["splits"].values()
-            of_all = [one for other in splits for one in _indices(directory, other)]
-            everyone = [one["speakers"] for one in of_all if "speakers" in one]
-            self.speaker_names = tuple(np.unique(np.concatenate(everyone)).tolist())
+            everyone = _speakers([one for other in splits for one in _indices(directory, other)])
+            self.speaker_names = tuple(np.unique(everyone[everyone != ""]).tolist())
 
     def __len__(self) -> int:
         return len(self._records)
@@ -138,6 +134,13 @@ class PreparedClips:
 
 def _indices(directory: pathlib.Path, split: dict[str, Any]) -> list[dict[str, Any]]:
     return [read_index(directory / f"{shard['file']}{INDEX_SUFFIX}") for shard in split["shards"]]
+
+
+def _speakers(indices: list[dict[str, Any]]) -> np.ndarray | None:
+    if not any("speakers" in one for one in indices):
+        return None
+    unknown = [np.zeros(len(one["lengths"]), "U1") for one in indices]
+    return np.concatenate([one.get("speakers", u) for one, u in zip(indices, unknown, strict=True)])
 
 
 def find_clips(path: pathlib.Path, folder: pathlib.Path | None = None) -> ClipFiles:

@@ -72,6 +72,29 @@ def test_clips_become_records(corpus, tmp_path, capsys):
     assert "already has split 'train'" in capsys.readouterr().out
 
 
+def test_clips_of_unknown_speakers(tmp_path, caplog):
+    """In a table of which each shard gets another part, and where some have none."""
+    rows, speakers = ["path,speaker"], ("", "ann", "ben", "", "", "ann")
+    for number, speaker in enumerate(speakers):
+        soundfile.write(tmp_path / f"{number}.wav", wave(1000 + number), 16000)
+        rows.append(f"{number}.wav,{speaker}")
+    table = tmp_path / "clips.csv"
+    table.write_text("\n".join(rows))
+    main(command(table, tmp_path / "out", "--shards", 3))
+    for path in (table, tmp_path / "out"):
+        every = Audio(path=str(path))
+        assert every.speaker_names == ("ann", "ben")
+        assert [every[i]["speaker"] for i in range(6)] == [-1, 0, 1, -1, -1, 0]
+        ann = Audio(path=str(path), speakers=("ann",))
+        assert ann.lengths(16000).tolist() == [1001, 1005]
+        assert [ann[i]["speaker"] for i in range(2)] == [0, 0]
+        assert not caplog.messages
+        others = Audio(path=str(path), without_speakers=("ann",))
+        assert others.lengths(16000).tolist() == [1000, 1002, 1003, 1004]
+        assert "3 clips of unknown speakers" in caplog.text
+        caplog.clear()
+
+
 def test_channels_and_rate_on_request(corpus, tmp_path):
     main(command(corpus, tmp_path / "out", "--mix", "--rate", 8000))
     source = Audio(path=str(tmp_path / "out"))

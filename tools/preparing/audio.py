@@ -53,15 +53,17 @@ class AudioRecipe(Recipe):
         if "label" in example:
             record["label"] = int(example["label"])
         speaker = example.get("speaker")
+        if speaker is not None and names is not None:
+            speaker = names[speaker] if speaker >= 0 else None
         if speaker is not None:
-            speaker = record["speaker"] = names[speaker] if names else _text(speaker)
+            speaker = record["speaker"] = _text(speaker)
         return [records.pack(record)], (len(waveform), speaker)
 
     def finish(self, path: pathlib.Path, notes: list[Any]) -> dict[str, Any]:
         """Writes the index of a shard."""
         arrays = {"lengths": np.array([length for length, _ in notes], np.uint32)}
-        if notes and all(speaker is not None for _, speaker in notes):
-            arrays["speakers"] = np.array([speaker for _, speaker in notes], str)
+        if any(speaker is not None for _, speaker in notes):
+            arrays["speakers"] = np.array([speaker or "" for _, speaker in notes], str)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         write_bytes(path.with_name(path.name + INDEX_SUFFIX), buffer.getvalue())

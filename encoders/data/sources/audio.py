@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from encoders.data.paths import locate
-from encoders.data.sources.base import CorruptExample, Source, check_directory
+from encoders.data.sources.base import Source, check_directory
 from encoders.errors import ConfigError, DataError, nearest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -19,7 +22,8 @@ class Audio(Source):
     """Sound files, or clips that `tools.prepare_data --from audio` has prepared.
 
     An example is {'audio': a file, or int16 [samples], 'transcript': str, 'label': int, 'speaker':
-    int}, of which all but the audio are there where they are known.
+    int}, of which all but the audio are there where they are known. Where speakers of some clips
+    are known, those of the others are -1.
 
     Attributes:
       path: a prepared directory or 'sample:digits'; a folder of files, of one subfolder per class,
@@ -27,8 +31,9 @@ class Audio(Source):
         and maybe 'text', 'label' and 'speaker'. See `encoders.data.clips`.
       split: of a prepared directory.
       folder: what paths in a table are relative to; None is the folder of the table.
-      speakers: names of those whose clips are taken; None takes all.
-      without_speakers: names of those whose clips are left out.
+      speakers: names of those whose clips are taken, and none of unknown speakers; None takes all.
+      without_speakers: names of those whose clips are left out. Clips of unknown speakers stay, and
+        a warning says how many there are.
     """
 
     path: str
@@ -48,7 +53,7 @@ class Audio(Source):
         else:
             folder = None if self.folder is None else pathlib.Path(self.folder).expanduser()
             self.clips = find_clips(path, folder)
-        self._numbers = {name: number for number, name in enumerate(self.speaker_names or ())}
+        self._speakers = self._numbered()
         self._chosen = self._choose()
         super().__post_init__()
 
@@ -60,23 +65,39 @@ class Audio(Source):
             names = tuple(sorted(set(self.clips.speakers.tolist()) - {""}))
         return names
 
+    def _numbered(self) -> np.ndarray | None:
+        """[N] numbers of all clips' speakers, -1 for unknown ones; None where all are unknown."""
+        if not self.speaker_names:
+            return None
+        names, places = np.unique(self.clips.speakers, return_inverse=True)
+        numbers = {name: number for number, name in enumerate(self.speaker_names)}
+        return np.array([numbers.get(name, -1) for name in names.tolist()], np.int32)[places]
+
     def _choose(self) -> np.ndarray | None:
         """The clips of the speakers that are asked for; None for all."""
-        asked = (*(self.speakers or ()), *self.without_speakers)
-        if self.speakers is None and not asked:
+        if self.speakers is None and not self.without_speakers:
             return None
-        if self.clips.speakers is None:
+        if self._speakers is None:
             raise DataError(f"data source: the speakers of '{self.path}' are not known.")
-        for name in asked:
-            if name not in self._numbers:
-                raise ConfigError(
-                    f"data source: '{self.path}' has no speaker '{name}'."
-                    + nearest(name, self._numbers)
-                )
-        chosen = ~np.isin(self.clips.speakers, list(self.without_speakers))
+        chosen = ~np.isin(self._speakers, self._numbers_of(self.without_speakers))
         if self.speakers is not None:
-            chosen &= np.isin(self.clips.speakers, list(self.speakers))
+            chosen &= np.isin(self._speakers, self._numbers_of(self.speakers))
+        unknown = int((chosen & (self._speakers < 0)).sum())
+        if unknown:
+            logger.warning(
+                "%s: %d clips of unknown speakers, which may be those of without_speakers, stay",
+                self.path, unknown,
+            )  # fmt: skip
         return np.flatnonzero(chosen)
+
+    def _numbers_of(self, speakers: tuple[str, ...]) -> list[int]:
+        known = self.speaker_names
+        for name in speakers:
+            if name not in known:
+                raise ConfigError(
+                    f"data source: '{self.path}' has no speaker '{name}'." + nearest(name, known)
+                )
+        return [known.index(name) for name in speakers]
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -95,12 +116,11 @@ class Audio(Source):
         return index if self._chosen is None else int(self._chosen[index])
 
     def _read(self, index: int) -> dict[str, Any]:
-        example = self.clips.read(self._number(index))
-        if "speaker" in example:
-            number = self._numbers.get(example["speaker"])
-            if number is None:
-                raise CorruptExample(f"its speaker '{example['speaker']}' is in no index")
-            example["speaker"] = number
+        number = self._number(index)
+        example = self.clips.read(number)
+        example.pop("speaker", None)
+        if self._speakers is not None:
+            example["speaker"] = int(self._speakers[number])
         return example
 
     def _describe(self, index: int) -> str:
