@@ -24,6 +24,7 @@ class Numbered(Source):
     """Clips whose samples are their number."""
 
     broken: tuple[int, ...] = ()
+    labelled: bool = True
 
     def _count(self):
         return len(LENGTHS)
@@ -35,7 +36,8 @@ class Numbered(Source):
     def _read(self, index):
         if index in self.broken:
             raise CorruptExample("broken")
-        return {"audio": np.full(LENGTHS[index], index, np.int16), "label": index}
+        label = {"label": index} if self.labelled else {}
+        return {"audio": np.full(LENGTHS[index], index, np.int16), **label}
 
 
 def pipeline(source=None, rows=None, **options):
@@ -127,6 +129,13 @@ def test_padding_is_reported(batches):
     assert metrics["row_samples"] == np.mean([b["waveform"].shape[1] for b in batches])
     assert metrics["padding"] == pytest.approx(made.batcher.source.padding, abs=0.03)
     assert metrics["padding"] < 0.6 * (1 - np.minimum(LENGTHS, 1600).mean() / 1600)
+
+
+def test_a_mixture_has_the_fields_that_all_its_sources_have():
+    mixed = pipeline(Mixture((Numbered(), Numbered(labelled=False))))
+    found = [mixed.batch(step) for step in range(8)]
+    assert mixed.stats.corrupt == 0
+    assert {name for batch in found for name in batch} == {"waveform", "length", "row"}
 
 
 def test_lengths_no_clip_has_are_left_out():

@@ -91,6 +91,12 @@ class Buckets:
         """The index of the first example of a bucket."""
         return self._ends[bucket] - self._counts[bucket]
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The index of the first example of each source of a mixture, as `Mixture.starts`."""
+        places = np.argsort(self._order)
+        return tuple(int(places[start]) for start in getattr(self.source, "starts", ()))
+
     def indices_at(self, positions: np.ndarray, seed: int, shuffle: bool) -> np.ndarray:
         """[B] positions -> [B] indices, as `Source.indices_at`."""
         steps, rows = np.divmod(np.asarray(positions, np.int64), self.batch_size)
