@@ -123,8 +123,13 @@ class ClusterPrediction(MaskedSpeechObjective):
         return losses.sum(-1), correct.sum(-1), weights.sum(-1)
 
     def check_source(self, source: Any) -> None:
-        """Raises a ConfigError where units number more clusters than the model can tell."""
-        clusters = getattr(source, "clusters", 0)
+        """Raises a ConfigError where there are no units, or of more clusters than can be told."""
+        clusters = getattr(source, "clusters", None)
+        if clusters is None:
+            raise ConfigError(
+                f"data.source: 'cluster_prediction' needs clips with units, such as the source "
+                f"'units' has, got {type(source).__name__}."
+            )
         if clusters > self.num_clusters:
             raise ConfigError(
                 f"objective.num_clusters: {self.num_clusters}, but data.source has units of "

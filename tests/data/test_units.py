@@ -9,6 +9,8 @@ import pytest
 from encoders.config import build
 from encoders.data import SOURCES, CorruptExample
 from encoders.data.sources.base import Source
+from encoders.data.sources.mixture import Mixture
+from encoders.data.sources.units import Units
 from encoders.data.units import UnitStore, write_units
 from encoders.errors import ConfigError, DataError
 
@@ -69,6 +71,22 @@ def test_clips_are_found_by_name(path):
     np.testing.assert_array_equal(source[0]["units"], [0, 65535])
     with pytest.raises(CorruptExample, match="no units in"):
         source[1]
+
+
+def test_mixtures_of_units(path, tmp_path):
+    parts = (open_source(path, number=1), open_source(path, number=1, first=2))
+    mixed = Mixture(parts)
+    assert mixed.clusters == 6
+    np.testing.assert_array_equal(mixed[1]["units"], [0, 65535])
+    assert Mixture((parts[0], parts[0].clips)).clusters is None
+    assert parts[0].starts == ()
+    sections = (dict(name="clips", number=1), dict(name="clips", number=2, first=1))
+    both = Units(source=dict(name="mixture", sources=sections), path=path)
+    assert both.starts == both.clips.starts == (0, 1)
+    other = str(tmp_path / "other")
+    write_units(other, [np.zeros(1)], ["clip 0"], np.ones((5, 2)), {"units_per_second": 50.0})
+    with pytest.raises(ConfigError, match="one clustering, got units of 5 and 6 clusters"):
+        _ = Mixture((*parts, open_source(other, number=1))).clusters
 
 
 def test_errors(path, tmp_path):

@@ -98,8 +98,10 @@ def test_two_iterations(tmp_path):
     assert np.isfinite(losses).all()
 
 
-def test_units_of_more_clusters_than_the_model_tells_are_refused():
+def test_units_that_the_model_cannot_tell_are_refused():
     objective = ClusterPrediction(MODEL, num_clusters=6)
     objective.check_source(types.SimpleNamespace(clusters=6))
     with pytest.raises(ConfigError, match=r"num_clusters: 6, but data\.source has units of 7"):
         objective.check_source(types.SimpleNamespace(clusters=7))
+    with pytest.raises(ConfigError, match=r"needs clips with units.* got Tones"):
+        objective.check_source(build(SOURCES, CLIPS, "x"))

@@ -102,6 +102,23 @@ class Mixture:
                 )
         return np.concatenate([source.lengths(sample_rate) for source in self.sources])
 
+    @property
+    def clusters(self) -> int | None:
+        """How many different units the sources have; None where one has none.
+
+        Raises:
+          ConfigError: they have other numbers of them, and so are not of one clustering.
+        """
+        found = {getattr(source, "clusters", None) for source in self.sources}
+        if None in found:
+            return None
+        if len(found) > 1:
+            raise ConfigError(
+                f"data source: expected sources with units of one clustering, got units of "
+                f"{' and '.join(map(str, sorted(found)))} clusters."
+            )
+        return found.pop()
+
     def span(self, index: int) -> tuple[int, int]:
         """A corrupt example is replaced from its own source, which keeps the proportions."""
         number, start = self._component(index)

@@ -55,6 +55,14 @@ class Units(Source):
         return self.store.clusters
 
     @property
+    def starts(self) -> tuple[int, ...]:
+        """The index of the first example of each source of a mixture, as `Mixture.starts`."""
+        firsts = getattr(self.clips, "starts", ())
+        places = self._permuted(np.arange(len(self)))
+        numbers = np.searchsorted(firsts, places, side="right")
+        return tuple(np.unique(numbers, return_index=True)[1].tolist()) if firsts else ()
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         """Those of the other source."""
         return self.clips.class_names
