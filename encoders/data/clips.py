@@ -151,9 +151,10 @@ def find_clips(path: pathlib.Path, folder: pathlib.Path | None = None) -> ClipFi
         LJSpeech's metadata.csv and wavs/, with LibriSpeech's *.trans.txt beside the clips, of one
         subfolder per class, or with the clips in it.
       folder: what paths in a table are relative to, and must not leave; None is that of the table.
+        A row that leaves it, absolute or by '..', names a clip that is corrupt.
 
     Raises:
-      DataError: there are none.
+      DataError: there are none, or none of a table's rows stays in the folder.
     """
     if path.is_file():
         return _of_table(path, folder or path.parent)
@@ -239,6 +240,8 @@ def _of_table(table: pathlib.Path, folder: pathlib.Path) -> ClipFiles:
         raise DataError(f"data source: '{table}' has no column 'path'.{nearest('path', known)}")
     files: list[pathlib.Path | None] = []
     names: list[str] = []
+    # An absolute path is below the folder, however that is written.
+    roots = tuple({pathlib.Path(os.path.abspath(folder)), folder.resolve()})
     present = {field: column for field, column in _COLUMNS.items() if column in known}
     fields: dict[str, list[Any]] = {field: [] for field in present}
     for number in range(len(reader)):
@@ -246,12 +249,17 @@ def _of_table(table: pathlib.Path, folder: pathlib.Path) -> ClipFiles:
             row = reader.row(number)
         except CorruptExample:
             row = {}
-        path = _inside(folder, row.get("path"))
+        path = _inside(folder, roots, row.get("path"))
         files.append(path)
         names.append(reader.describe(number) if path is None else str(path))
         for field, column in present.items():
             value = row.get(column)
             fields[field].append(None if value in (None, "") else value)
+    if not any(files):
+        raise DataError(
+            f"data source: no row of '{table}' names a clip below '{folder}'; set folder to where "
+            f"the clips lie."
+        )
     if "speaker" in fields:
         fields["speaker"] = [None if s is None else str(s) for s in fields["speaker"]]
     classes = None
@@ -260,12 +268,14 @@ def _of_table(table: pathlib.Path, folder: pathlib.Path) -> ClipFiles:
     return ClipFiles(files, names, fields, classes)
 
 
-def _inside(folder: pathlib.Path, value: Any) -> pathlib.Path | None:
-    """The path that a table says, if it does not lead out of the folder."""
+def _inside(
+    folder: pathlib.Path, roots: tuple[pathlib.Path, ...], value: Any
+) -> pathlib.Path | None:
+    """The path that a table says, if it stays in the folder, whose full names are `roots`."""
     if not isinstance(value, str) or not value or "\0" in value:
         return None
     pure = pathlib.PurePath(value)
-    if ".." in pure.parts or (pure.is_absolute() and not pure.is_relative_to(folder)):
+    if ".." in pure.parts or (pure.is_absolute() and not any(map(pure.is_relative_to, roots))):
         return None
     return folder / pure
 

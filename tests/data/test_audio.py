@@ -87,7 +87,7 @@ def test_ljspeech(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_tables(tmp_path, kind):
+def test_tables(tmp_path, kind, monkeypatch):
     write(tmp_path / "clips/a.wav", tone(700))
     paths = ["clips/a.wav", "../a.wav", str(tmp_path / "clips/a.wav")]
     rows = [
@@ -102,7 +102,8 @@ def test_tables(tmp_path, kind):
             writer.writerows(rows)
         else:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    source = Audio(path=str(table))
+    monkeypatch.chdir(tmp_path)
+    source = Audio(path=table.name)  # relative, and one of its rows is absolute
     assert source.class_names == ("no", "yes")
     assert source.speaker_names == ("ann",)
     assert {k: v for k, v in source[2].items() if k != "audio"} == {
@@ -113,6 +114,13 @@ def test_tables(tmp_path, kind):
     (tmp_path / "bad.csv").write_text("file,text\na.wav,b\n")
     with pytest.raises(DataError, match="no column 'path'"):
         Audio(path=str(tmp_path / "bad.csv"))
+    with pytest.raises(DataError, match=r"no row .* below 'elsewhere'; set folder to where"):
+        Audio(path=_table(tmp_path, "/a.wav", "../b.wav"), folder="elsewhere")
+
+
+def _table(folder, *paths):
+    (folder / "paths.csv").write_text("\n".join(("path", *paths)))
+    return str(folder / "paths.csv")
 
 
 def test_what_is_missing_is_named(tmp_path):
