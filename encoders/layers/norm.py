@@ -90,7 +90,10 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Returns x [..., D] normalised, in x's dtype; of a batch only `mask` [...] counts."""
+        """Returns x [..., D] normalised, in x's dtype; of a batch only `mask` [...] counts.
+
+        A batch of which nothing counts has mean and variance 0, and moves no running statistics.
+        """
         dim = x.shape[-1]
         mean = self.variable("stats", "mean", jnp.zeros, (dim,))
         var = self.variable("stats", "var", jnp.ones, (dim,))
@@ -98,14 +101,16 @@ class BatchNorm(nn.Module):
         if train:
             axes = tuple(range(x.ndim - 1))
             real = None if mask is None else mask[..., None]
-            batch_mean = y.mean(axes, where=real)
-            batch_var = jnp.square(y - batch_mean).mean(axes, where=real)
+            count = y.size // dim if mask is None else mask.sum()
+            some = jnp.maximum(count, 1)
+            batch_mean = y.sum(axes, where=real) / some
+            batch_var = jnp.square(y - batch_mean).sum(axes, where=real) / some
             if self.is_mutable_collection("stats") and not self.is_initializing():
                 # PyTorch's convention: the running variance is the unbiased one.
-                count = y.size // dim if mask is None else mask.sum()
                 unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
-                mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
-                var.value = self.momentum * var.value + (1 - self.momentum) * unbiased
+                moved = (1 - self.momentum) * (count > 0)
+                mean.value = (1 - moved) * mean.value + moved * batch_mean
+                var.value = (1 - moved) * var.value + moved * unbiased
         else:
             batch_mean, batch_var = mean.value, var.value
         y = (y - batch_mean) * jax.lax.rsqrt(batch_var + self.eps)

@@ -213,10 +213,10 @@ def test_gradients_in_bfloat16_are_numbers():
     held = initial("batch")
 
     @jax.jit
-    def gradients(params):
+    def gradients(params, mask):
         def loss(params):
             low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-            out, _ = module.apply(
+            out, moved = module.apply(
                 {"params": low, "stats": held["stats"]},
                 waveform,
                 mask=mask,
@@ -225,13 +225,16 @@ def test_gradients_in_bfloat16_are_numbers():
                 mutable=["stats"],
                 rngs={"dropout": jax.random.key(0)},
             )
-            return jnp.square(out.tokens.astype(jnp.float32)).sum(), out.tokens
+            return jnp.square(out.tokens.astype(jnp.float32)).sum(), (out.tokens, moved["stats"])
 
         return jax.grad(loss, has_aux=True)(params)
 
-    found, tokens = gradients(held["params"])
-    assert tokens.dtype == jnp.bfloat16
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+    # Also of a batch with a clip of padding alone, or of nothing else.
+    for rows in ([True, True], [True, False], [False, False]):
+        found, (tokens, stats) = gradients(held["params"], mask & np.array(rows)[:, None])
+        assert tokens.dtype == jnp.bfloat16
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((found, tokens, stats)))
+    jax.tree.map(np.testing.assert_array_equal, stats, held["stats"])
 
 
 def test_refusals():
