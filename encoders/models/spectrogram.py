@@ -67,6 +67,11 @@ class SpectrogramEncoder(nn.Module):
         return size_of(self)
 
     @property
+    def feature_dim(self) -> int:
+        """C of `features`."""
+        return self.STACK * self.num_mels
+
+    @property
     def stride(self) -> int:
         """Samples from one token to the next."""
         return 160 * self.STACK

@@ -114,6 +114,8 @@ class SpectrogramViT(ViT):
         mask: jax.Array | None = None,
         train: bool = False,
         features: tuple[jax.Array, jax.Array] | None = None,
+        masked: jax.Array | None = None,
+        masked_channels: jax.Array | None = None,
         **options: Any,
     ) -> Encoded:
         """Encodes clips.
@@ -123,12 +125,27 @@ class SpectrogramViT(ViT):
           mask: [B, S] bool, True for real samples. Patches of padding are attended to, as in the
             published models; which of them have sound, `mask` of the result says.
           train: whether dropout, drop path and token dropping are on.
-          features: what `features` returned, not to compute it twice.
+          features: what `features` returned, or was made into, not to compute it twice.
+          masked, masked_channels: what other encoders of sound may be told to hide: an error here.
           **options: keep, replace and layers, see `ViT`.
 
         Returns:
           Encoded, with prefix tokens first and then the patches, bands of one time in a row.
+
+        Raises:
+          ConfigError: something is to be hidden; `features` are given, of which some would be left
+            out; the clips are too long.
         """
+        if masked is not None or masked_channels is not None:
+            raise ConfigError(
+                f"model: {type(self).__name__} has no vector that stands for hidden patches; the "
+                "objectives for it are 'masked_image' and 'best_rq'."
+            )
+        if features is not None and train and self.token_drop:
+            raise ConfigError(
+                f"model.token_drop: {self.token_drop} leaves out patches that the objective tells; "
+                "set it to 0."
+            )
         if features is not None:
             patches, real = features
             images = unpatchify(patches, self.patch, self.grid(self.image_size))

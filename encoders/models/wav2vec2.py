@@ -141,6 +141,11 @@ class Wav2Vec2(nn.Module):
         return dataclasses.replace(self.SIZES[self.variant], **given)
 
     @property
+    def feature_dim(self) -> int:
+        """C of `features`."""
+        return self.conv_dim
+
+    @property
     def stride(self) -> int:
         """Samples from one frame to the next."""
         return int(np.prod(self.conv_strides))

@@ -23,6 +23,7 @@ from encoders.objectives.speech import (
     Hidden,
     MaskedSpeechObjective,
     at_frames,
+    learns_features,
     normalized,
     split_keys,
 )
@@ -67,7 +68,7 @@ class BestRQ(MaskedSpeechObjective):
         Raises:
           ConfigError: the encoder's features are learned.
         """
-        if hasattr(self.encoder, "conv_dim"):
+        if learns_features(self.encoder):
             name = type(self.encoder).__name__
             raise ConfigError(
                 f"objective: 'best_rq' tells frames of a spectrogram, and {name} learns what it "

@@ -19,6 +19,8 @@ from encoders.objectives.guard import Guard
 from encoders.objectives.speech import Hidden, MaskedSpeechObjective, at_frames, normalized
 from encoders.types import Outcome
 
+_MLPS = ("mlp", "second_mlp")  # the last of a block
+
 
 class Data2Vec(MaskedSpeechObjective):
     """Predicts the targets of hidden frames: squared errors, summed over D and divided by sqrt(D).
@@ -26,7 +28,8 @@ class Data2Vec(MaskedSpeechObjective):
     A target is the mean over the `top_layers` of the outputs of their MLPs, before they are added
     to what went in, each normalised over the real frames of its clip (section 3.3 and 4.2). They
     are those of a teacher that has the student's front end and positions, and its own blocks, which
-    follow the student's. The loss is summed over hidden frames, whose number is the weight.
+    follow the student's. Of a Conformer's two MLPs in a block it is the second, as in the authors'
+    code, from memory. The loss is summed over hidden frames, whose number is the weight.
 
     Metrics: 'target_std' and 'prediction_std', standard deviations over the hidden frames, averaged
     over the channels: those that the authors' code calls variances, and stops a run by.
@@ -98,7 +101,7 @@ class Data2Vec(MaskedSpeechObjective):
             batch,
             features=features,
             capture_intermediates=lambda module, method: (
-                module.name == "mlp" and method == "__call__"
+                module.name in _MLPS and method == "__call__"
             ),
             mutable=["intermediates"],
         )
@@ -114,9 +117,14 @@ class Data2Vec(MaskedSpeechObjective):
 
 def mlp_outputs(kept: dict, depth: int) -> list[jax.Array]:
     """[B, T, D] for every block, of what was captured of an encoder, scanned or not."""
+
+    def output(block: dict) -> jax.Array:
+        [mlp] = block.values()
+        return mlp["__call__"][0]
+
     if "blocks" in kept:
-        return list(kept["blocks"]["mlp"]["__call__"][0])
-    return [kept[f"blocks_{layer}"]["mlp"]["__call__"][0] for layer in range(depth)]
+        return list(output(kept["blocks"]))
+    return [output(kept[f"blocks_{layer}"]) for layer in range(depth)]
 
 
 def deviation(x: jax.Array, weights: jax.Array) -> jax.Array:

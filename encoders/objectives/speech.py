@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from encoders.errors import ConfigError
 from encoders.objectives.base import Batch, Objective, valid_weights
 from encoders.objectives.span_masking import SpanMasking, hidden_slots, span_mask
 from encoders.types import Encoded
@@ -46,15 +47,30 @@ class SpeechObjective(Objective):
         Returns:
           Features [B, T, C]; [B, T] bool, which are no padding; and where asked for, the `energy`
           [B, T] of convolutions, the mean squares of their outputs before the norm; else None.
+
+        Raises:
+          ConfigError: there are no convolutions whose energy is asked for.
         """
+        if energy and not learns_features(self.encoder):
+            raise ConfigError(
+                f"objective.feature_penalty: {type(self.encoder).__name__} hears by a spectrogram, "
+                "which is not learned and has no energy to keep low; set it to 0."
+            )
         options = {"energy": True} if energy else {}
         mask = sample_mask(batch)
         found = self.encoder.features(batch["waveform"], mask, train=train, **options)
         return found if energy else (*found, None)
 
     def encode(self, batch: Batch, *, train: bool = False, **given: Any) -> Encoded:
-        """What the encoder makes of a batch, or of `features` and `real` of it in a pair."""
-        return self.encoder(batch["waveform"], mask=sample_mask(batch), train=train, **given)
+        """What the encoder makes of a batch, or of `features` and `real` of it in a pair.
+
+        Its tokens are those of the features alone: prefix tokens, such as a class token, are gone.
+        """
+        found = self.encoder(batch["waveform"], mask=sample_mask(batch), train=train, **given)
+        frames = slice(found.num_prefix, None)
+        return found.replace(
+            tokens=found.tokens[:, frames], mask=found.mask[:, frames], num_prefix=0
+        )
 
 
 class MaskedSpeechObjective(SpeechObjective):
@@ -70,7 +86,15 @@ class MaskedSpeechObjective(SpeechObjective):
         """Draws, of the real frames [B, T], those that are hidden, by one key per example [B].
 
         What a row hides depends on its key and its length alone.
+
+        Raises:
+          ConfigError: none ever are.
         """
+        if not self.masking.rate:
+            raise ConfigError(
+                "objective.masking.rate: 0 selects no frame to hide, and hidden frames are all "
+                "that is learned from; expected a share above 0 and up to 1."
+            )
         draw = jax.vmap(lambda key, row: span_mask(key, row, self.masking))
         return self.hidden(draw(keys, real), batch)
 
@@ -79,6 +103,11 @@ class MaskedSpeechObjective(SpeechObjective):
         slots = self.masking.slots(mask.shape[1])
         frames, used = jax.vmap(lambda row: hidden_slots(row, slots))(mask)
         return Hidden(mask, frames, used * valid_weights(batch)[:, None])
+
+
+def learns_features(encoder: Any) -> bool:
+    """Whether an encoder hears by convolutions of the waveform; else by a spectrogram."""
+    return hasattr(encoder, "conv_dim")
 
 
 def sample_mask(batch: Batch) -> jax.Array:

@@ -220,7 +220,7 @@ class SpeechContrast(MaskedSpeechObjective):
     def flops(self, samples: int) -> float:
         """Forward FLOPs per example of so many samples."""
         slots = self.masking.slots(self.encoder.frames(samples))
-        width, features = self.encoder.size.width, self.encoder.conv_dim
+        width, features = self.encoder.size.width, self.encoder.feature_dim
         head = self.quantizer.flops(features) + 2.0 * self.projection_dim * (
             width + self.quantizer.width + slots
         )

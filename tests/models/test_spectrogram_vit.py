@@ -96,6 +96,8 @@ def test_refusals(tmp_path):
         VIT.spectrogram(jnp.zeros((1, 8240)))
     with pytest.raises(ConfigError, match="patches that overlap"):
         VIT.clone(patch_stride=10).features(jnp.zeros((1, 800)))
+    with pytest.raises(ConfigError, match="has no vector that stands for hidden patches"):
+        VIT(jnp.zeros((1, 800)), masked=np.zeros((1, 24), bool))
 
 
 def test_512_tokens_of_ten_seconds():

@@ -14,12 +14,15 @@ from encoders.data.characters import Characters
 from encoders.errors import ConfigError
 from encoders.layers.quantizer import RandomQuantizer
 from encoders.layers.stack import stack_layers
+from encoders.models.conformer import Conformer
+from encoders.models.spectrogram_vit import SpectrogramViT
 from encoders.models.whisper import Whisper
 from encoders.objectives.best_rq import BestRQ
 from encoders.objectives.cluster_prediction import ClusterPrediction
 from encoders.objectives.ctc import CTC, ctc_losses
 from encoders.objectives.data2vec import Data2Vec, deviation
 from encoders.objectives.span_masking import SpanMasking
+from encoders.objectives.speech_contrast import SpeechContrast
 from encoders.training.step import cast_params
 from tests.objectives import speech
 from tests.objectives.speech import ENCODER, FRAMES, ROWS, SAMPLES
@@ -169,10 +172,57 @@ def test_hidden_frames_of_a_spectrogram_do_not_reach_the_scores():
     assert np.abs(first - scores(x + ~mask[..., None])[:, :2]).max((1, 2, 3)).min() > 1e-4
 
 
-def test_features_that_are_learned_have_no_random_codes():
-    module = BestRQ(ENCODER)
-    with pytest.raises(ConfigError, match="frames of a spectrogram, and Wav2Vec2 learns"):
-        jax.eval_shape(module.init, jax.random.key(0), speech.batch())
+# --- other encoders -------------------------------------------------------------------------------
+
+CONFORMER = Conformer(width=12, depth=1, mlp_dim=20, num_heads=2, num_mels=8)
+PATCHES = SpectrogramViT(
+    width=16, depth=1, mlp_dim=24, num_heads=2, max_frames=16, num_mels=32, patch_size=8
+)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        BestRQ(PATCHES),
+        ClusterPrediction(CONFORMER, num_clusters=7, feature_penalty=0.0),
+        SpeechContrast(CONFORMER, feature_penalty=0.0),
+        Data2Vec(CONFORMER, top_layers=1),
+        Data2Vec(CONFORMER.clone(scan=True), top_layers=1),
+    ],
+)
+def test_other_encoders_have_a_token_for_every_feature(module):
+    """And no class token before them: what is told of a frame would be the one before's."""
+    batch, shapes = clips(module), jax.eval_shape
+    variables = shapes(functools.partial(module.init, train=True), jax.random.key(0), batch)
+    tokens = shapes(functools.partial(module.apply, batch=batch, method="encode"), variables).tokens
+    features = shapes(functools.partial(module.apply, batch=batch, method="features"), variables)
+    assert tokens.shape[:2] == features[1].shape
+    assert features[0].shape[2] == getattr(module.encoder, "feature_dim", features[0].shape[2])
+    assert module.flops(batch["waveform"].shape[1]) > 0
+
+
+def clips(module):
+    return speech.batch(1 if module.encoder is ENCODER else 16)
+
+
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        (BestRQ(ENCODER), "frames of a spectrogram, and Wav2Vec2 learns"),
+        (ClusterPrediction(CONFORMER, num_clusters=7), "feature_penalty: Conformer hears by a spe"),
+        (SpeechContrast(SPECTROGRAM), "feature_penalty: Whisper hears by a spectrogram"),
+        (Data2Vec(PATCHES, top_layers=1), "SpectrogramViT has no vector that stands for hidden"),
+        (BestRQ(PATCHES.clone(token_drop=0.5)), "token_drop: 0.5 leaves out patches"),
+        *(
+            (module.clone(masking=SpanMasking(rate=0)), "masking.rate: 0 selects no frame to hide")
+            for module in (*OBJECTIVES.values(), SpeechContrast(ENCODER))
+            if not isinstance(module, CTC)
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(module, message):
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(functools.partial(module.init, train=True), jax.random.key(0), clips(module))
 
 
 # --- data2vec -------------------------------------------------------------------------------------
