@@ -71,13 +71,18 @@ def train(config: Any, workdir: str) -> int:
 
 
 def compile_only(config: Any) -> int:
-    """Compiles the training step into the cache, for a machine like the one that will train."""
+    """Compiles the training step into the cache, for a machine like the one that will train.
+
+    Once for every length of `preprocessing.bucket_samples`, whether or not a clip has it: the data
+    are not opened.
+    """
     from encoders.training.experiment import Experiment
-    from encoders.training.loop import compile_step
+    from encoders.training.loop import compile_steps
 
     experiment = Experiment(config)
-    batch = experiment.example_batch(experiment.batch_rows)
+    batches = experiment.example_batches(experiment.batch_rows)
     state = experiment.abstract_state.replace(frozen_teacher=experiment.load_frozen_teacher())
-    _, seconds = compile_step(experiment, state, batch)
-    print(f"compiled the training step in {seconds:.1f} s")
+    _, seconds = compile_steps(experiment, state, batches)
+    lengths = f" for {len(batches)} lengths" if len(batches) > 1 else ""
+    print(f"compiled the training step{lengths} in {seconds:.1f} s")
     return 0

@@ -40,6 +40,8 @@ class AudioPreprocessing:
         transcripts; else it makes them corrupt, as other characters outside it do.
     """
 
+    modality = "audio"  # of the encoders that it is for
+
     sample_rate: int = 16000
     max_samples: int = 250_000
     bucket_samples: tuple[int, ...] | None = None

@@ -49,6 +49,8 @@ class ImageTextPreprocessing:
         then lack everything but its image, see the transform 'arrays'.
     """
 
+    modality = "image_text"  # of the encoders that it is for
+
     text: TextPreprocessing
     image: Preprocessing = dataclasses.field(default_factory=Preprocessing)
     audio: ArrayPreprocessing | None = None

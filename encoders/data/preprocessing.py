@@ -36,6 +36,8 @@ class Preprocessing:
         images that are images.
     """
 
+    modality = "image"  # of the encoders that it is for
+
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
     mean: tuple[float, ...] | None = None

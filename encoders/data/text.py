@@ -41,6 +41,8 @@ class TextPreprocessing:
       attend_padding: whether padding counts as tokens, as SigLIP's text tower was trained.
     """
 
+    modality = "text"  # of the encoders that it is for
+
     tokenizer: str
     max_length: int = 512
     vocabulary: Vocabulary | None = None

@@ -207,9 +207,20 @@ class Experiment:
         return teacher["path"] if isinstance(teacher, Mapping) else teacher
 
     def example_batch(self, rows: int) -> dict[str, np.ndarray]:
-        """A batch of zeros with the shapes and types that training will see."""
+        """A batch of zeros with the shapes and types that training will see; the longest."""
         batch = self.objective.example_batch(self.preprocessing, rows * self._per_row)
         return batch if self._packer is None else self._packer.example_rows(batch)
+
+    def example_batches(self, rows: int) -> list[dict[str, np.ndarray]]:
+        """An example batch of every length that there may be."""
+        sizes = getattr(self.preprocessing, "bucket_samples", None)
+        if sizes is None:
+            return [self.example_batch(rows)]
+        padded = dataclasses.replace(self.preprocessing, bucket_samples=None)
+        return [
+            self.objective.example_batch(dataclasses.replace(padded, max_samples=size), rows)
+            for size in sizes
+        ]
 
     def init_variables(self, key: jax.Array) -> Any:
         """The objective's variables, random; float32."""
@@ -361,11 +372,16 @@ def build_objective(config: Mapping[str, Any], preprocessing: Any) -> Objective:
     and its `objective`.
 
     Raises:
-      ConfigError: a field is unknown, missing or mistyped; the vocabulary has more ids than the
-        model.
+      ConfigError: a field is unknown, missing or mistyped; the model encodes something else than
+        is prepared; the vocabulary has more ids than the model.
       CheckpointError: the teacher's run is not there.
     """
     encoder = build(MODELS, config["model"], "model")
+    if encoder.modality != preprocessing.modality:
+        raise ConfigError(
+            f"preprocessing.name: expected '{encoder.modality}', which model.name="
+            f"'{config['model']['name']}' encodes, got what prepares '{preprocessing.modality}'."
+        )
     if hasattr(preprocessing, "check"):
         preprocessing.check(encoder)
     context = dict(preprocessing.for_objectives)
