@@ -4,7 +4,7 @@ Paper: Self-supervised Learning with Random-projection Quantizer, arXiv 2202.018
   4.1 (numbers from memory).
 Command: python -m launch.slurm --config configs/best_rq.py --workdir runs/best_rq
 Cost: not measured here.
-Published: word error rate 1.5 / 2.8 after fine-tuning on 960 hours, no language model (test clean /
+Published: word error rate 1.6 / 2.9 after fine-tuning on 960 hours, no language model (test clean /
   other, from memory).
 Measured: not run.
 """
