@@ -3,7 +3,8 @@
 Some losses are smallest where nothing is learned: a quantizer that makes one code of everything, a
 teacher whose targets are constant. Loss curves look best then. So objectives that can collapse have
 a metric that shows it, and a guard says how low that may be and for how long. Training looks
-whenever it reads its metrics, and looks at every step.
+whenever it reads its metrics, and looks at every step. The count travels in checkpoints, so a run
+that is resumed stops where it would have stopped.
 """
 
 from __future__ import annotations
@@ -39,17 +40,19 @@ class Guard:
 class Watch:
     """Counts for how many steps on end a run has been below each of the floors of its guard.
 
-    A run that is resumed is counted anew.
-
     Args:
       guard: the objective's, or None.
       advice: what to do about a collapse, for its message.
+      below: the counts of a run that is resumed; None at its start.
+
+    Attributes:
+      below: metric -> steps on end, the last one that was looked at included.
     """
 
-    def __init__(self, guard: Guard | None, advice: str):
+    def __init__(self, guard: Guard | None, advice: str, below: Mapping[str, int] | None = None):
         self._guard = Guard() if guard is None else guard
         self._advice = advice
-        self._below = dict.fromkeys(self._guard.floors, 0)
+        self.below = {name: (below or {}).get(name, 0) for name in self._guard.floors}
 
     def look(self, step: int, metrics: Mapping[str, float]) -> None:
         """Looks at the metrics of one step; steps come in order.
@@ -65,8 +68,8 @@ class Watch:
                     f"objective.guard.floors: no metric '{name}'.{nearest(name, metrics)}"
                 )
             low = step > guard.after and not metrics[name] >= floor
-            self._below[name] = self._below[name] + 1 if low else 0
-            if self._below[name] >= guard.patience:
+            self.below[name] = self.below[name] + 1 if low else 0
+            if self.below[name] >= guard.patience:
                 raise CollapseError(
                     f"step {step}: the run has collapsed, its {name} of {metrics[name]:.4g} has "
                     f"been below objective.guard's {floor:g} since step "

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 # How collectives and jax's coordinator say that another process is gone.
 _LOST_PEER = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "CANCELLED", "Connection", "coordination")
 
+# Where a checkpoint's metadata has the counts of the objective's guard.
+_BELOW = "below_floors"
+
 
 def train(experiment: Experiment, workdir: str | pathlib.Path) -> dict[str, Any]:
     """Runs an experiment until its end, or until SIGTERM or Ctrl-C, in `workdir`.
@@ -116,6 +119,7 @@ def _run(
         started=first_start(workdir),
         useful_seconds=before.get("train/useful_seconds", 0.0),
         flops_per_example=flops_per_example,
+        below_floors=store.metadata(first).get(_BELOW) if first else None,
     )
     last: dict[str, Any] = {}
 
@@ -155,7 +159,10 @@ def _run(
 
     def save(step: int, scores: dict[str, float]) -> None:
         with meter.paused(), watchdog.phase("barrier"):
-            store.save(step, state.replace(frozen_teacher=None), experiment.metadata(step), scores)
+            metadata = experiment.metadata(step)
+            if meter.below_floors:
+                metadata[_BELOW] = meter.below_floors
+            store.save(step, state.replace(frozen_teacher=None), metadata, scores)
 
     log.info(
         "training steps %d to %d on %d %s device(s); process %d of %d, pid %d", first, total,

@@ -7,7 +7,7 @@ import logging
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ class Meter:
       started: time.time() of the run's first start.
       useful_seconds: what earlier sessions spent in steps that this one goes on from.
       flops_per_example: None is the experiment's.
+      below_floors: the guard's counts that a resumed run goes on from.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Meter:
         started: float | None = None,
         useful_seconds: float = 0.0,
         flops_per_example: float | None = None,
+        below_floors: Mapping[str, int] | None = None,
     ):
         self.experiment = experiment
         self.compile_seconds = compile_seconds
@@ -57,7 +59,8 @@ class Meter:
         self._batches: Any = None
         self._noted: int | None = None
         self._warm = False
-        self._watch = Watch(experiment.objective.guard, experiment.objective.advice)
+        objective = experiment.objective
+        self._watch = Watch(objective.guard, objective.advice, below_floors)
 
     def start(self, batches: Any) -> None:
         self._batches = batches
@@ -65,6 +68,11 @@ class Meter:
 
     def add(self, metrics: Any) -> None:
         self.pending.append(metrics)
+
+    @property
+    def below_floors(self) -> dict[str, int]:
+        """Of the objective's guard, for how many steps on end the run has been below each floor."""
+        return self._watch.below
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -11,7 +11,6 @@ import tiny
 
 from encoders.errors import CollapseError, ConfigError
 from encoders.layers.quantizer import GumbelQuantizer, Temperature
-from encoders.models.wav2vec2 import Wav2Vec2
 from encoders.objectives.classification import Classification
 from encoders.objectives.guard import Guard, Watch
 from encoders.objectives.span_masking import SpanMasking
@@ -21,6 +20,7 @@ from encoders.training.experiment import Experiment
 from encoders.training.loop import train
 from encoders.training.state import TrainState
 from encoders.training.step import make_step
+from tests.objectives.speech import ENCODER as TINY
 
 
 def looked_at(watch, values):
@@ -59,6 +59,9 @@ def test_training_stops_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(Classification, "guard", Guard({"accuracy": 2.0}, patience=7))
     monkeypatch.setattr(Classification, "advice", "no accuracy is above one")
     config = tiny.get_config()  # which reads its metrics every five steps
+    total, config.duration = config.duration, {"steps": 4}
+    train(Experiment(config, devices=jax.devices()[:1]), tmp_path)
+    config.duration = total  # a run that is resumed goes on counting
     with pytest.raises(CollapseError) as raised:
         train(Experiment(config, devices=jax.devices()[:1]), tmp_path)
     message = str(raised.value)
@@ -69,22 +72,8 @@ def test_training_stops_and_says_why(tmp_path, monkeypatch):
     assert (status["state"], status["message"]) == ("failed", message)
 
 
-ENCODER = Wav2Vec2(
-    width=16,
-    depth=1,
-    mlp_dim=32,
-    num_heads=2,
-    conv_dim=16,
-    conv_kernels=(10, 4),
-    conv_strides=(5, 4),
-    conv_norm="layer",
-    position_kernel=4,
-    position_groups=2,
-    dropout=0.0,
-    attention_dropout=0.0,
-    input_dropout=0.0,
-    layer_drop=0.0,
-)
+SIZES = dict(width=16, mlp_dim=32, conv_dim=16, conv_kernels=(10, 4), conv_strides=(5, 4))
+ENCODER = TINY.clone(**SIZES, feature_gradient=1.0)
 SAMPLES, STEPS = 810, 120
 
 
