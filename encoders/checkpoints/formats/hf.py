@@ -91,7 +91,7 @@ def read(path: pathlib.Path) -> Imported:
         missing, unknown or of another shape; the weights are a pickle, or damaged.
     """
     config = files.read_json(path / files.CONFIG)
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     families = dict(FAMILIES)
     for module in (*_TEXT, *_SPEECH, *_TOWERS, *_OTHERS):
         families |= module.FAMILIES
@@ -103,6 +103,9 @@ def read(path: pathlib.Path) -> Imported:
     config = {**family.defaults, **config}
     where = f"{path} ({model_type})"
     check_types(config, family.defaults, where)
+    classes = config.get("architectures") or []
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise CheckpointError(f"{where}: architectures={classes!r} in config.json makes no sense.")
     if model_type in _TEXT_READERS:
         return with_tokenizer(_TEXT_READERS[model_type].read(path, config, where), path)
     if model_type in _SPEECH_READERS:

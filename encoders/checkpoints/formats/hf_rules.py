@@ -159,8 +159,10 @@ def activation(
     return known[name]
 
 
-def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
-    """A field has its default's type; numbers that count something are positive.
+def check_types(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], where: str, file: str = "config.json"
+) -> None:
+    """A field of a file has its default's type; numbers that count something are positive.
 
     Raises:
       CheckpointError: one has not.
@@ -178,7 +180,7 @@ def check_types(config: Mapping[str, Any], defaults: Mapping[str, Any], where: s
         else:
             fine = isinstance(value, int | float) and not isinstance(value, bool)
         if not fine:
-            raise CheckpointError(f"{where}: {field}={value!r} in config.json makes no sense.")
+            raise CheckpointError(f"{where}: {field}={value!r} in {file} makes no sense.")
 
 
 # transformers 5 renamed its modules, but saves under the old names; its encoder's rule also catches

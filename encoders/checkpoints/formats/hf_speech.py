@@ -13,14 +13,20 @@ networks with layer norms in their convolutions are, as published.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from encoders.checkpoints.formats import files, hf_heads
+import numpy as np
+
+from encoders.checkpoints.formats import files, hf_heads, hf_speech_heads
 from encoders.checkpoints.formats.hf_processor import FILE
-from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, activation, refuse_others
+from encoders.checkpoints.formats.hf_rules import (
+    TEXT_ACTIVATIONS_OUT,
+    activation,
+    check_types,
+    refuse_others,
+)
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -35,8 +41,8 @@ from encoders.errors import CheckpointError
 from encoders.layers.conv_features import receptive_field
 from encoders.layers.mlp import GATED
 
-VOCABULARY = "vocab.json"
 PROCESSOR = "processor_config.json"
+_EXTRACTOR = {"feature_size": 1, "sampling_rate": 16000, "do_normalize": True}  # its defaults
 
 # Our field -> theirs.
 _FIELDS = {
@@ -188,81 +194,6 @@ _DROPPABLE = {
 }
 
 
-# --- heads ----------------------------------------------------------------------------------------
-
-
-def _contrast_rules(fields: Mapping[str, Any], section: Mapping[str, Any]) -> list[Rule]:
-    sizes = section["quantizer"]
-    groups, entries, width = sizes["groups"], sizes["entries"], sizes["width"]
-    book, dim = (groups, entries, width // groups), section["projection_dim"]
-    return [
-        vector("quantizer.codevectors", "quantizer/codebook", (1, groups * entries, book[2]), book),
-        *linear("quantizer.weight_proj", "quantizer/logits", fields["conv_dim"], groups * entries),
-        *linear("project_hid", "project_hidden", fields["width"], dim),
-        *linear("project_q", "project_target", width, dim),
-    ]
-
-
-# Field of the objective -> theirs.
-_CONTRAST = {
-    "projection_dim": "proj_codevector_dim",
-    "num_negatives": "num_negatives",
-    "logit_temperature": "contrastive_logits_temperature",
-    "diversity_weight": "diversity_loss_weight",
-    "feature_dropout": "feat_quantizer_dropout",
-}
-_QUANTIZER = {
-    "groups": "num_codevector_groups",
-    "entries": "num_codevectors_per_group",
-    "width": "codevector_dim",
-}
-
-
-def _contrast_section(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    quantizer = {ours: config[theirs] for ours, theirs in _QUANTIZER.items()}
-    return {"quantizer": quantizer, **{ours: config[theirs] for ours, theirs in _CONTRAST.items()}}
-
-
-def _contrast_settings(section: Mapping[str, Any]) -> dict[str, Any]:
-    found = {theirs: section[ours] for ours, theirs in _CONTRAST.items()}
-    return found | {theirs: section["quantizer"][ours] for ours, theirs in _QUANTIZER.items()}
-
-
-def _ctc(architecture: str) -> hf_heads.Heads:
-    return hf_heads.Heads(
-        architecture,
-        ("lm_head.weight",),
-        "ctc",
-        lambda fields, section: linear("lm_head", "head", fields["width"], section["vocab_size"]),
-        lambda tensors, config: {
-            "dropout": config["final_dropout"],
-            "vocab_size": len(tensors["lm_head.weight"]),
-        },
-        settings=lambda section: {
-            "vocab_size": section["vocab_size"],
-            "final_dropout": section["dropout"],
-        },
-    )
-
-
-# model_type -> the classes with heads that are read and written.
-_HEADS = {
-    "wav2vec2": (
-        hf_heads.Heads(
-            "Wav2Vec2ForPreTraining",
-            ("quantizer.codevectors", "project_q.weight"),
-            "speech_contrast",
-            _contrast_rules,
-            _contrast_section,
-            settings=_contrast_settings,
-        ),
-        _ctc("Wav2Vec2ForCTC"),
-    ),
-    "hubert": (_ctc("HubertForCTC"),),
-    "data2vec-audio": (_ctc("Data2VecAudioForCTC"),),
-}
-
-
 # --- in -------------------------------------------------------------------------------------------
 
 
@@ -276,19 +207,18 @@ def read(path: pathlib.Path, config: Mapping[str, Any], where: str) -> Imported:
     family = FAMILIES[model_type]
     refuse_others(family.only, config, where)
     model = _model_section(family, config, where)
-    preprocessing, normalize, reason = _preprocessing(path, model)
+    preprocessing, normalize, reason = _preprocessing(path, model, where)
     if normalize is None:
         normalize = model["conv_norm"] == "layer"
     model["normalize_waveform"] = normalize
     model |= config.get("encoders", {})  # what transformers has no word for; see `write`
     tensors = rename(files.read_tensors(path), ((rf"^{family.prefix}\.", ""), *_WEIGHT_NORM), where)
     if "masked_spec_embed" not in tensors:  # of models that were made without masks
-        embedding = tensors["feature_projection.projection.weight"][:, 0] * 0
-        tensors["masked_spec_embed"] = embedding
-    row, droppable = hf_heads.find(_HEADS[model_type], tensors), _DROPPABLE
+        tensors["masked_spec_embed"] = np.zeros(model["width"], np.float32)
+    row, droppable = hf_heads.find(hf_speech_heads.HEADS[model_type], tensors), _DROPPABLE
     if row is not None and row.objective == "ctc":
         # Its vocabulary travels with the preprocessing.
-        characters, why = _characters(path, config, len(tensors["lm_head.weight"]))
+        characters, why = hf_speech_heads.characters(path, config, len(tensors["lm_head.weight"]))
         if preprocessing is None or characters is None:
             why = f"letters {why}" if characters is None else f"letters, and {reason}"
             row, droppable = None, {r"lm_head\..*": why, **droppable}
@@ -338,21 +268,25 @@ def _model_section(family: Family, config: Mapping[str, Any], where: str) -> dic
 
 
 def _preprocessing(
-    path: pathlib.Path, model: Mapping[str, Any]
+    path: pathlib.Path, model: Mapping[str, Any], where: str
 ) -> tuple[dict[str, Any] | None, bool | None, str | None]:
     """(section, whether waveforms are normalised, None), or (None, None, why there is none)."""
     if (path / FILE).is_file():
-        config = files.read_json(path / FILE)
+        file, config = FILE, files.read_json(path / FILE)
     elif (path / PROCESSOR).is_file():  # of transformers 5, for an extractor and a tokenizer
-        config = files.read_json(path / PROCESSOR).get("feature_extractor", {})
+        file, config = PROCESSOR, files.read_json(path / PROCESSOR).get("feature_extractor")
     else:
         return None, None, f"the directory has no {FILE}"
-    if config.get("feature_size", 1) != 1:
-        return None, None, f"its {FILE} has feature_size={config['feature_size']}, not 1"
+    if not isinstance(config, dict):
+        return None, None, f"its {PROCESSOR} has no feature_extractor"
+    config = {**_EXTRACTOR, **config}
+    check_types(config, _EXTRACTOR, where, file)
+    if config["feature_size"] != 1:
+        return None, None, f"its {file} has feature_size={config['feature_size']}, not 1"
     stride = 1
     for step in model["conv_strides"]:
         stride *= step
-    rate = config.get("sampling_rate", 16000)
+    rate = config["sampling_rate"]
     section = {
         "name": "audio",
         "sample_rate": rate,
@@ -361,27 +295,7 @@ def _preprocessing(
         "units_per_second": rate / stride,
         "samples_per_frame": stride,
     }
-    return section, config.get("do_normalize", True), None
-
-
-def _characters(
-    path: pathlib.Path, config: Mapping[str, Any], size: int
-) -> tuple[str | None, str | None]:
-    """Content of a vocab.json with all tokens of a letter model, or (None, why there is none)."""
-    if not (path / VOCABULARY).is_file():
-        return None, f"that no {VOCABULARY} spells"
-    tokens = dict(files.read_json(path / VOCABULARY))
-    if (path / "added_tokens.json").is_file():
-        tokens |= files.read_json(path / "added_tokens.json")
-    if sorted(tokens.values()) != list(range(size)):
-        return None, f"of which {VOCABULARY} spells {len(tokens)}, where there are {size}"
-    if any(len(token) > 1 and token[0] + token[-1] not in ("<>", "[]") for token in tokens):
-        return None, "of more than one character each"
-    blank = [token for token in ("<pad>", "[PAD]") if token in tokens]
-    number = config.get("pad_token_id", 0)
-    if not blank or tokens[blank[0]] != number:
-        return None, f"without <pad> as the blank, number {number}"
-    return json.dumps(dict(sorted(tokens.items(), key=lambda item: item[1]))), None
+    return section, config["do_normalize"], None
 
 
 # --- out ------------------------------------------------------------------------------------------
@@ -430,46 +344,18 @@ def write(directory: pathlib.Path, exported: Exported) -> None:
         processor["processor_class"] = "Wav2Vec2Processor"
         head = exported.objective_params["head"]["kernel"]
         objective = {**objective, "vocab_size": head.shape[1]}
-        config |= _write_letters(directory, preprocessing)
+        config |= hf_speech_heads.write_letters(directory, preprocessing)
     tensors, config = hf_heads.with_heads(
         tensors,
         config,
         dataclasses.replace(exported, objective=objective),
-        _HEADS[model_type],
+        hf_speech_heads.HEADS[model_type],
         family=model_type,
         prefix=family.prefix,
     )
     files.write_json(directory / files.CONFIG, config)
     files.write_tensors(directory / files.WEIGHTS, tensors)
     files.write_json(directory / FILE, processor)
-
-
-def _write_letters(
-    directory: pathlib.Path, preprocessing: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Writes the tokens of a letter model, and returns what its config says of them."""
-    if preprocessing is None or preprocessing["characters"] is None:
-        raise CheckpointError(
-            "format 'hf': a letter model needs its characters, and there is no preprocessing that "
-            "has them."
-        )
-    tokens = json.loads(preprocessing["characters"])
-    files.write_json(directory / VOCABULARY, tokens)
-    special = {
-        "pad_token": ("<pad>", "[PAD]"),
-        "unk_token": ("<unk>", "[UNK]"),
-        "bos_token": ("<s>",),
-        "eos_token": ("</s>",),
-        "word_delimiter_token": ("|", " "),
-    }
-    names = {
-        name: next((token for token in known if token in tokens), None)
-        for name, known in special.items()
-    }
-    kind = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "processor_class": "Wav2Vec2Processor"}
-    files.write_json(directory / "tokenizer_config.json", {**kind, **names})
-    ids = {f"{name}_id": tokens.get(names[name]) for name in ("bos_token", "eos_token")}
-    return {"pad_token_id": tokens[names["pad_token"]], **ids}
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -240,6 +240,7 @@ def numbered(*tokens):
     [
         (None, "letters that no vocab.json spells"),
         ({"<pad>": 0, "A": 1}, "letters of which vocab.json spells 2, where there are 8"),
+        ({"<pad>": 0, "A": None}, "letters of which vocab.json spells 1, where there are 8"),
         (numbered("<pad>", *"ABCDEF", "GH"), "letters of more than one character"),
         (numbered("A", "<pad>", *"BCDEFG"), "letters without <pad> as the blank"),
     ],
@@ -265,11 +266,26 @@ def test_letters_that_cannot_be_read_are_left_out_and_said(copy, vocab, reason):
         ("hubert", {"conv_kernel": [10, 3]}, "only one size for each of the 2 convolutions"),
         ("hubert", {"hidden_act": "mish"}, "hidden_act 'mish' is not supported"),
         ("wav2vec2", {"num_hidden_layers": 1}, "unknown: encoder.layers.1.attention.k_proj.bias"),
+        ("wav2vec2", {"architectures": 5}, "architectures=5 in config.json makes no sense"),
+        ("wav2vec2", {"model_type": ["wav2vec2"]}, r"model_type '\['wav2vec2'\]' is not supported"),
     ],
 )
 def test_what_is_not_supported_is_refused(copy, name, config, message):
     with pytest.raises(CheckpointError, match=message):
         encoders.load(copy(name, config))
+
+
+def test_files_that_lack_something_say_what(copy):
+    gone = ("masked_spec_embed", "feature_projection.projection.weight")
+
+    def rename(key):
+        return None if key.endswith(gone) else key
+
+    with pytest.raises(CheckpointError, match=r"missing: feature_projection\.projection\.weight"):
+        encoders.load(copy("wav2vec2", rename=rename))
+    odd = {"preprocessor_config": {"sampling_rate": "16k"}}
+    with pytest.raises(CheckpointError, match="sampling_rate='16k' in preprocessor_config"):
+        encoders.load(copy("hubert", **odd))
 
 
 @pytest.mark.parametrize(
