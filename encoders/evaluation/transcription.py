@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.data.characters import Characters
+from encoders.data.sources.buckets import by_length
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import Evaluator, batches, on_mesh, place
 from encoders.evaluation.beam_search import Beam, BeamSearch
@@ -55,6 +56,7 @@ def error_rates(references: Sequence[str], found: Sequence[str]) -> dict[str, fl
 class Transcription(Evaluator):
     """Word and character error rate on `test` of an objective with CTC's `logits`.
 
+    Clips are padded to the lengths of `preprocessing.bucket_samples`, where there are some.
     Transcripts are compared as the vocabulary spells them, such as in capitals. Metrics: 'wer' and
     'cer' of greedy decoding; with a beam 'beam_wer' and 'beam_cer' as well.
 
@@ -74,6 +76,7 @@ class Transcription(Evaluator):
                 f"evaluators.{self.label}: needs transcripts; set preprocessing.characters, such "
                 "as to 'letters'."
             )
+        self._parts = by_length(self.test_source, self.preprocessing, self.batch_size)
         self._search = None
         if self.beam is not None:
             where = f"evaluators.{self.label}.beam"
@@ -109,10 +112,11 @@ class Transcription(Evaluator):
                     frames = int(batch["mask"][row].sum())
                     searched.append(self._search(batch["logits"][row, :frames]))
 
-        for batch in batches(self.test_source, self.preprocessing, self.batch_size, self.mesh):
-            pending.append(self._compiled[1](variables, batch))
-            if len(pending) > 2:  # the device works on the next ones meanwhile
-                collect()
+        for part in self._parts:
+            for batch in batches(part, self.preprocessing, self.batch_size, self.mesh):
+                pending.append(self._compiled[1](variables, batch))
+                if len(pending) > 2:  # the device works on the next ones meanwhile
+                    collect()
         while pending:
             collect()
         rates = error_rates(references, found)

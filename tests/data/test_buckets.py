@@ -8,7 +8,7 @@ import pytest
 
 from encoders.data import AudioPreprocessing, CorruptExample, Pipeline, build_transforms
 from encoders.data.sources import Source
-from encoders.data.sources.buckets import Buckets, in_buckets
+from encoders.data.sources.buckets import Buckets, by_length, in_buckets
 from encoders.data.sources.mixture import Mixture
 from encoders.data.sources.synthetic import Synthetic
 from encoders.errors import ConfigError
@@ -143,6 +143,34 @@ def test_lengths_no_clip_has_are_left_out():
     assert source.sizes == (2000,)
     assert len(source) == 50
     assert [source.bucket_at(step) for step in range(5)] == [0] * 5
+
+
+def test_clips_that_cannot_be_used_have_no_bucket_of_their_own(monkeypatch):
+    lengths = np.where(LENGTHS <= 800, 0, LENGTHS)  # as of files that cannot be read
+    monkeypatch.setattr(Numbered, "lengths", lambda self, rate: lengths)
+    assert in_buckets(Numbered(), PREPROCESSING, BATCH).sizes == (1600,)
+
+
+def test_a_pass_is_cut_by_length():
+    met = []
+    for part in by_length(Numbered(), PREPROCESSING, BATCH):
+        [size] = {part[i]["bucket_samples"] for i in range(len(part))}
+        labels = [part[i]["label"] for i in range(len(part))]
+        assert {fitting(length) for length in LENGTHS[labels]} == {size}
+        assert part.describe(0) == Numbered().describe(labels[0])
+        met += labels
+    assert sorted(met) == list(range(100))
+
+    counts = np.bincount(np.searchsorted(SIZES[:2], LENGTHS))  # 9, 9 and 82
+    parts = by_length(Numbered(), PREPROCESSING, int(counts[1]) + 1)
+    assert [(len(part), part[0]["bucket_samples"]) for part in parts] == [
+        (counts[0] + counts[1], 800), (counts[2], 1600),
+    ]  # fmt: skip
+    few = int((LENGTHS > 2000).sum())  # and longer than the others
+    [every] = Buckets(Numbered(), (2000, 2400), 16000, BATCH).parts(few + 1)
+    assert (len(every), every[0]["bucket_samples"]) == (100, 2400)
+    synthetic = Synthetic()
+    assert by_length(synthetic, PREPROCESSING, BATCH) == [synthetic]
 
 
 def test_sources_without_lengths_are_refused():

@@ -25,12 +25,19 @@ class Tones(Source):
     def _count(self):
         return self.number
 
+    @property
+    def samples(self):
+        return np.random.default_rng(self.seed).integers(1000, 1601, self.number)
+
+    def lengths(self, rate):
+        return self.samples[self._permuted(np.arange(len(self)))]
+
     def _read(self, index):
         if index == self.broken:
             raise CorruptExample("no samples")
         rng = np.random.default_rng([self.seed, index])
         label, speaker = index % 4, int(rng.integers(2))
-        time = np.arange(rng.integers(1000, 1601)) / RATE
+        time = np.arange(self.samples[index]) / RATE
         wave = np.sin(2 * np.pi * PITCHES[label] * time + rng.uniform(0, 6))
         wave = 3000 * (1 + 4 * speaker) * (wave + 0.1 * rng.normal(size=len(time)))
         found = {"audio": wave.astype(np.int16), "label": label, "speaker": speaker}

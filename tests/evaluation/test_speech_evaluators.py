@@ -1,5 +1,6 @@
 """Evaluators on sound."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -123,6 +124,10 @@ def test_error_rates_of_transcripts():
     found = make_ctc().run(reader, {})
     assert found == {"wer": pytest.approx(0.25), "cer": pytest.approx(0.125)}
     assert make_ctc(mesh=make_mesh(data=4, fsdp=2)).run(reader, {}) == found
+    buckets = dataclasses.replace(spelt, bucket_samples=(1300, 1600))
+    in_buckets = make_ctc(preprocessing=buckets)
+    assert len(in_buckets._parts) == 2
+    assert in_buckets.run(reader, {}) == found
     with pytest.raises(ConfigError, match="Wav2Vec2 does not transcribe"):
         make_ctc().run(encoder(), {})
     with pytest.raises(ConfigError, match=r"set preprocessing\.characters"):

@@ -18,9 +18,23 @@ logger = logging.getLogger(__name__)
 def in_buckets(source: Any, preprocessing: Any, batch_size: int) -> Any:
     """The source in the buckets that the preprocessing asks for; itself where it asks for none."""
     sizes = getattr(preprocessing, "bucket_samples", None)
-    return (
-        source if sizes is None else Buckets(source, sizes, preprocessing.sample_rate, batch_size)
-    )
+    if sizes is None:
+        return source
+    rate, least = preprocessing.sample_rate, preprocessing.min_samples
+    return Buckets(source, sizes, rate, batch_size, least)
+
+
+def by_length(source: Any, preprocessing: Any, batch_size: int) -> list[Any]:
+    """Sources of the clips of each bucket, for a pass over all of them that keeps no order.
+
+    Of less than a batch no source is made: its clips are padded to the next length. The source
+    itself is the only one where there are no buckets, or it does not know lengths.
+    """
+    try:
+        found = in_buckets(source, preprocessing, batch_size)
+    except ConfigError:  # that training raises; here the longest length is as good
+        return [source]
+    return [source] if found is source else found.parts(batch_size)
 
 
 class Buckets:
@@ -38,12 +52,21 @@ class Buckets:
       sizes: samples, ascending. A clip is in the first bucket that it fits, or in the last.
       sample_rate: of the sizes.
       batch_size: rows of the global batch.
+      least: samples of the shortest clip that can be used. Shorter ones, and those that cannot be
+        read, are in the fullest bucket, where there are others to replace them.
 
     Raises:
       ConfigError: the source does not know lengths.
     """
 
-    def __init__(self, source: Source, sizes: tuple[int, ...], sample_rate: int, batch_size: int):
+    def __init__(
+        self,
+        source: Source,
+        sizes: tuple[int, ...],
+        sample_rate: int,
+        batch_size: int,
+        least: int = 1,
+    ):
         find = getattr(source, "lengths", None)
         if find is None:
             raise ConfigError(
@@ -52,6 +75,8 @@ class Buckets:
             )
         lengths = np.asarray(find(sample_rate))
         numbers = np.minimum(np.searchsorted(sizes, lengths), len(sizes) - 1)
+        usable = lengths >= least
+        numbers[~usable] = np.bincount(numbers[usable], minlength=1).argmax()
         counts = np.bincount(numbers, minlength=len(sizes))
         used = np.flatnonzero(counts)
         self.source, self.batch_size = source, batch_size
@@ -86,6 +111,18 @@ class Buckets:
     def bucket_at(self, step: int) -> int:
         """The number of the bucket that the batch at a step is of."""
         return place(step, self._shares)[0]
+
+    def parts(self, least: int) -> list[_Part]:
+        """All examples in sources of one length each, of `least` examples or more."""
+        found, start = [], 0
+        for size, end in zip(self.sizes, self._ends, strict=True):
+            if end - start >= least:
+                found.append(_Part(self, range(start, end), size))
+                start = end
+        if start < len(self):  # too few are left, and are not shorter than those before
+            start = found.pop().indices.start if found else 0
+            found.append(_Part(self, range(start, len(self)), self.sizes[-1]))
+        return found
 
     def first_of(self, bucket: int) -> int:
         """The index of the first example of a bucket."""
@@ -138,3 +175,19 @@ class Buckets:
     def describe(self, index: int) -> str:
         """Where a person finds the example."""
         return self.source.describe(int(self._order[index]))
+
+
+class _Part:
+    """A range of the examples of `Buckets`, of one length."""
+
+    def __init__(self, buckets: Buckets, indices: range, size: int):
+        self._buckets, self.indices, self._size = buckets, indices, size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._buckets[self.indices[index]], "bucket_samples": self._size}
+
+    def describe(self, index: int) -> str:
+        return self._buckets.describe(self.indices[index])
