@@ -14,6 +14,7 @@ from encoders.errors import ConfigError, DataError
 from encoders.layers.stack import stack_layers
 from encoders.models import MODELS
 from encoders.models.data2vec_audio import Data2VecAudio
+from encoders.models.hubert import HuBERT
 from encoders.models.wav2vec2 import Wav2Vec2
 from encoders.speech import SpeechEncoder
 
@@ -25,6 +26,7 @@ TINY = dict(
 TINY_MODELS = {
     "base": Wav2Vec2(**TINY),
     "large": Wav2Vec2("large", **TINY, normalize_waveform=True),
+    "hubert": HuBERT(**TINY, feature_norm=False),
     "data2vec": Data2VecAudio(**TINY | dict(position_kernel=3, position_depth=2)),
 }
 RNG = np.random.default_rng(0)

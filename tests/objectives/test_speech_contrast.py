@@ -8,11 +8,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from encoders.errors import ConfigError
 from encoders.layers.quantizer import GumbelQuantizer
 from encoders.objectives.span_masking import SpanMasking
 from encoders.objectives.speech_contrast import Drawn, SpeechContrast, contrast
+from encoders.parallel.mesh import make_mesh
 from encoders.types import Encoded
 from tests.objectives import speech
 from tests.objectives.speech import ENCODER, ROWS, SPREAD
@@ -122,7 +124,7 @@ def test_matches_transformers():
 
 # --- any number of devices and parts --------------------------------------------------------------
 
-SHARDS = OBJECTIVE.clone(quantizer_stats="per_shard", shard_rows=2)
+SHARDS = OBJECTIVE.clone(quantizer_stats="per_shard", shard_rows=4)
 
 
 def test_global_statistics_on_any_mesh_in_any_parts():
@@ -144,10 +146,14 @@ def embedded():
 
 
 def test_perplexity_is_of_the_batch_or_of_each_shard():
+    """Wherever its rows are: on eight devices here, of which none has a whole shard."""
     parts = jax.device_get(embedded())
     every = {"params": {}}
-    for module, size in ((OBJECTIVE, ROWS), (SHARDS, 2)):
-        outcome = module.apply(every, parts, speech.batch(), method="compare")
+    mesh = make_mesh(data=8)
+    spread = jax.device_put(parts, NamedSharding(mesh, PartitionSpec("data")))
+    for module, size in ((OBJECTIVE, ROWS), (SHARDS, 4)):
+        compare = functools.partial(module.apply, every, batch=speech.batch(), method="compare")
+        outcome = jax.jit(compare)(spread)
         diversity = 0.0
         for start in range(0, ROWS, size):
             rows = slice(start, start + size)
