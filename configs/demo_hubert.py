@@ -1,11 +1,11 @@
 """HuBERT's two iterations on 480 spoken digits, on two CPU cores.
 
 Paper: HuBERT, arXiv 2106.07447, at toy size.
-Command: python -m tools.cluster --features mfcc --rate 8000 --clusters 50 --data sample:digits
-    --output runs/demo_hubert_mfcc
+Command: python -m tools.cluster --features mfcc --rate 8000 --clusters 50
+    --config configs/demo_hubert.py --output runs/demo_hubert_mfcc
   python -m launch.local --config configs/demo_hubert.py --workdir runs/demo_hubert
-  python -m tools.cluster --model runs/demo_hubert --layer 2 --clusters 50 --data sample:digits
-    --output runs/demo_hubert_layer2
+  python -m tools.cluster --model runs/demo_hubert --layer 2 --clusters 50
+    --config configs/demo_hubert.py --output runs/demo_hubert_layer2
   python -m launch.local --config configs/demo_hubert.py:second --workdir runs/demo_hubert_second
 Cost: five and a half minutes of two CPU cores for the first two commands.
 Published: none.

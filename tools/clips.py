@@ -77,8 +77,13 @@ def open_clips(path: str, split: str, preprocessing: Any, *, least: int, flag: s
         except DataError as error:
             reason = str(error).removeprefix("data source: ")
             raise DataError(f"{flag} {path}: {reason}") from error
+    return lenient(source, preprocessing, least)
+
+
+def lenient(source: Any, preprocessing: Any, least: int) -> Clips:
+    """Clips of a source, of any rate and number of channels, from `least` samples on."""
     least = max(least, preprocessing.min_samples)
-    lenient = dataclasses.replace(
+    wanted = dataclasses.replace(
         preprocessing,
         resample=True,
         mix=True,
@@ -86,7 +91,7 @@ def open_clips(path: str, split: str, preprocessing: Any, *, least: int, flag: s
         max_samples=max(least, preprocessing.max_samples),
         bucket_samples=None,
     )
-    return Clips(source, lenient)
+    return Clips(source, wanted)
 
 
 class _OneFile:

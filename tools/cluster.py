@@ -3,14 +3,16 @@
   python -m tools.cluster --features mfcc --rate 16000 --clusters 100 --data D --output UNITS
   python -m tools.cluster --model M --layer 5 --clusters 500 --fraction 0.1 --data D --output UNITS
 
-D is a folder of sound files, a table of them, or what tools.prepare_data wrote. Blocks are counted
-from 0, so that HuBERT's sixth is --layer 5. Clips of another rate are resampled, and several
-channels averaged.
+D is a folder of sound files, a table of them, or what tools.prepare_data wrote; --config C in place
+of --data takes the clips that the config C trains on, so that those it holds out for evaluation are
+in no cluster. Blocks are counted from 0, so that HuBERT's sixth is --layer 5. Clips of another rate
+are resampled, and several channels averaged.
 
 Train on the clusters with data.source = dict(name='units', path=UNITS, source=dict(name='audio',
-path=D)), preprocessing.units_per_second as printed and objective.num_clusters as asked for. Where
-clips have labels, it is printed what clusters say about them: purity, the accuracy of guessing a
-frame's label by its cluster, and the part of the labels' entropy that clusters tell (PNMI).
+path=D)), as such a C has it, preprocessing.units_per_second as printed and objective.num_clusters
+as asked for. Where clips have labels, it is printed what clusters say about them: purity, the
+accuracy of guessing a frame's label by its cluster, and the part of the labels' entropy that
+clusters tell (PNMI).
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ import logging
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from encoders.errors import ConfigError, DataError, exit_cleanly
 from launch.flags import Parser
-from tools.clips import Clips, frames_of, open_clips, over_clips, preprocessing_of
+from tools.clips import Clips, frames_of, lenient, open_clips, over_clips, preprocessing_of
 from tools.texts import report_corrupt
 
 
@@ -56,9 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     frames = _of_mfcc(flags.rate) if flags.model is None else _of_model(flags.model, flags.layer)
-    clips = open_clips(
-        flags.data, flags.split, frames.preprocessing, least=frames.least, flag="--data"
-    )
+    if flags.config is not None:
+        source = _training_source(flags.config, frames.preprocessing)
+        clips = lenient(source, frames.preprocessing, frames.least)
+    else:
+        clips = open_clips(
+            flags.data,
+            flags.split or "train",
+            frames.preprocessing,
+            least=frames.least,
+            flag="--data",
+        )
     report = cluster(
         frames,
         clips,
@@ -95,8 +105,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layer", type=int, help="of --model, from 0; without it the final frames")
     parser.add_argument("--rate", type=int, default=16000, help="samples per second, of --features")
     parser.add_argument("--clusters", type=int, required=True, help="how many")
-    parser.add_argument("--data", required=True, help="clips")
-    parser.add_argument("--split", default="train", help="of prepared clips")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data", help="clips")
+    data.add_argument("--config", help="of a run: the clips that it trains on")
+    parser.add_argument("--split", help="of prepared clips of --data; 'train' by default")
     parser.add_argument("--output", required=True, help="the directory to write")
     parser.add_argument(
         "--fraction", type=float, default=1.0, help="of the clips, to find clusters"
@@ -118,6 +130,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise ConfigError(f"--fraction: expected a number in (0, 1], got {flags.fraction}.")
     if flags.layer is not None and flags.model is None:
         raise ConfigError("--layer: is of --model; --features has none.")
+    if flags.split is not None and flags.config is not None:
+        raise ConfigError("--split: is of --data; --config says its own.")
     if pathlib.Path(flags.output).exists():
         raise ConfigError(f"--output {flags.output}: exists; remove it, or name another directory.")
     return flags
@@ -150,6 +164,31 @@ def _of_model(path: str, layer: int | None) -> Frames:
         preprocessing.sample_rate / module.stride,
         {"model": path, "layer": layer},
     )
+
+
+def _training_source(config: str, preprocessing: Any) -> Any:
+    """The clips that a config trains on, without the units that they are about to get.
+
+    Raises:
+      ConfigError: it trains on something else.
+    """
+    from encoders.config import build, load_config, to_plain
+    from encoders.data import SOURCES
+
+    found = to_plain(load_config(config))
+    if found["preprocessing"].get("name") != "audio":
+        raise ConfigError(f"--config {config}: trains on no clips of sound.")
+    section = _without_units(found["data"]["source"])
+    return build(SOURCES, section, "data.source", preprocessing=preprocessing)
+
+
+def _without_units(section: Mapping[str, Any]) -> Mapping[str, Any]:
+    if section["name"] == "mixture":
+        return {**section, "sources": tuple(map(_without_units, section["sources"]))}
+    if section["name"] == "units":
+        part = {name: section[name] for name in ("start", "stop") if name in section}
+        return {**part, **_without_units(section["source"])}
+    return section
 
 
 def cluster(

@@ -9,12 +9,14 @@ import pytest
 import soundfile
 
 import encoders
+from configs import demo_speech
 from encoders.data.sources.units import UnitStore
 from encoders.errors import CheckpointError, ConfigError, DataError
 from encoders.evaluation.transcription import text_of
 from tools import clips, cluster, embed, transcribe
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
 HUBERT, LETTERS = (str(GOLDEN / "speech" / name) for name in ("hubert", "wav2vec2_ctc"))
 RATE = 16000
 
@@ -145,12 +147,27 @@ def test_frames_for_abx(folder, tmp_path, capsys):
         embed.main([*flags, "--output", str(tmp_path / "y.npz"), "--map", str(tmp_path / "m.html")])
 
 
+def test_the_clips_that_a_config_trains_on():
+    config = "configs/demo_hubert.py"  # whose units are not there yet
+    source = cluster._training_source(str(ROOT / config), None)
+    assert len(source) == 480
+    held_out = {source.speaker_names.index(name) for name in demo_speech.HELD_OUT}
+    assert not held_out & {source[i]["speaker"] for i in range(0, 480, 20)}
+    units = dict(name="units", path="x", source=dict(name="audio", path="y"))
+    section = dict(name="mixture", sources=(units, dict(units, stop=0.9)))
+    parts = cluster._without_units(section)["sources"]
+    assert parts == (units["source"], dict(units["source"], stop=0.9))
+    with pytest.raises(ConfigError, match="trains on no clips of sound"):
+        cluster._training_source(str(ROOT / "configs/demo.py"), None)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--clusters", "0"], "--clusters: expected a number from 1"),
         (["--clusters", "2", "--fraction", "2"], "--fraction"),
         (["--clusters", "2", "--layer", "3"], "--layer: is of --model"),
+        (["--clusters", "2", "--config", "c.py"], "not allowed with"),
     ],
 )
 def test_mistakes(flags, message, tmp_path):
