@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import re
 import types
 
 import numpy as np
@@ -16,12 +17,10 @@ from encoders.data.characters import Characters
 from encoders.data.sources import CorruptExample
 from encoders.data.sources.audio import Audio
 from encoders.errors import ConfigError, DataError
+from tests.data.bad_clips import RATE, REASONS, tone, write_bad
 
-RATE = 16000
-
-
-def tone(samples, pitch=440.0):
-    return np.round(8000 * np.sin(2 * np.pi * pitch * np.arange(samples) / RATE)).astype(np.int16)
+CROP = [{"name": "decode_audio"}, {"name": "crop_audio"}]
+SPELL = [CROP[0], {"name": "spell_transcript"}, CROP[1]]
 
 
 def write(path, samples, rate=RATE, **options):
@@ -160,53 +159,21 @@ def test_samples_that_ship():
 # --- bad input ------------------------------------------------------------------------------------
 
 
-def bad(tmp_path, kind):
-    """A file that cannot be used as it is."""
-    path, wave = tmp_path / "a.wav", tone(3000)
-    if kind == "stereo":
-        write(path, np.stack([wave, wave // 2], -1))
-    elif kind == "rate":
-        write(path, wave, 8000)
-    elif kind == "short":
-        write(path, wave[:399])
-    elif kind == "no samples":
-        write(path, wave[:0])
-    elif kind == "nan":
-        write(path, np.array([0.1, np.nan] * 500), subtype="FLOAT")
-    elif kind == "cut wav":
-        path.write_bytes(write(tmp_path / "whole.wav", wave).read_bytes()[:3000])
-        (tmp_path / "whole.wav").unlink()
-    elif kind == "cut flac":
-        path.write_bytes(write(tmp_path / "whole.flac", wave).read_bytes()[:-200])
-        (tmp_path / "whole.flac").unlink()
-    else:
-        path.write_bytes({"empty": b"", "text": b"no sound at all"}[kind])
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("stereo", "stereo, expected one channel; set mix"),
-        ("rate", "8,000 samples per second, expected 16,000; set resample"),
-        ("short", "399 samples, expected at least 400"),
-        ("no samples", "no samples"),
-        ("nan", "500 samples are not finite"),
-        ("cut wav", "cut short: 2956 of 6000 bytes"),
-        ("cut flac", "decoded|cut short"),
-        ("empty", "an empty file"),
-        ("text", "no sound file that can be decoded"),
-    ],
-)
-def test_bad_files_are_corrupt(tmp_path, kind, reason):
-    with pytest.raises(CorruptExample, match=reason):
-        decoded(bad(tmp_path, kind))
+@pytest.mark.parametrize("kind", REASONS)
+def test_bad_files_are_corrupt(tmp_path, kind):
+    write_bad(tmp_path, kind)
+    with pytest.raises(CorruptExample, match=REASONS[kind]):
+        decoded(tmp_path)
 
 
 def test_channels_can_be_mixed_and_rates_converted(tmp_path):
-    mixed = decoded(bad(tmp_path, "stereo"), mix=True)["waveform"]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write_bad(tmp_path / "a", "stereo")
+    mixed = decoded(tmp_path / "a", mix=True)["waveform"]
     assert np.abs(mixed[:3000] - 0.75 * tone(3000)).max() <= 1
-    converted = decoded(bad(tmp_path, "rate"), resample=True, max_samples=8000)
+    write_bad(tmp_path / "b", "rate")
+    converted = decoded(tmp_path / "b", resample=True, max_samples=8000)
     assert converted["length"] == 6000
     assert abs(int(np.abs(converted["waveform"][500:5500]).max()) - 8000) < 20
 
@@ -218,18 +185,36 @@ def test_floats_are_scaled(tmp_path):
 
 
 def test_bad_clips_are_counted_and_replaced(tmp_path, caplog):
-    for number in range(4):
-        write(tmp_path / f"good{number}.wav", tone(1000))
-    bad(tmp_path, "nan")
-    preprocessing = AudioPreprocessing(max_samples=1200)
-    transforms = build_transforms([{"name": "decode_audio"}, {"name": "crop_audio"}], preprocessing)
-    pipeline = Pipeline(Audio(path=str(tmp_path)), transforms, 5, seed=0, threads=0)
+    """In training: bad files, and bad transcripts of good ones."""
+    reasons = {write_bad(tmp_path, kind).name: reason for kind, reason in REASONS.items()}
+    rows = [(name, "so") for name in reasons]
+    rows += [(f"good{number}.wav", "so") for number in range(4)]
+    spelt = {
+        "signs.wav": ("so 2", "outside the vocabulary"),
+        "long.wav": ("so so", "needs 5 frames, and it has at most 4"),
+        "silent.wav": ("", "no transcript"),
+    }
+    rows += [(name, text) for name, (text, _) in spelt.items()]
+    reasons |= {name: reason for name, (_, reason) in spelt.items()}
+    for name, _ in rows[len(REASONS) :]:
+        write(tmp_path / name, tone(1000))
+    with open(tmp_path / "clips.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "text"), *rows])
+    preprocessing = AudioPreprocessing(max_samples=1200, characters="letters", max_targets=8)
+    transforms = build_transforms(SPELL, preprocessing)
+    source = Audio(path=str(tmp_path / "clips.csv"))
+    pipeline = Pipeline(source, transforms, len(rows), seed=0, threads=0)
     with caplog.at_level(logging.WARNING):
         batch = pipeline.batch(0)
-    assert batch["waveform"].shape == (5, 1200)
+    assert batch["waveform"].shape == (len(rows), 1200)
     assert batch["waveform"].dtype == np.int16
-    assert pipeline.stats.corrupt == 1
-    assert "a.wav: 500 samples are not finite; replaced" in caplog.text
+    np.testing.assert_array_equal(batch["waveform"][:, :1000], [tone(1000)] * len(rows))
+    found = {name.rpartition("/")[2]: why for name, why in pipeline.stats.names.items()}
+    assert found.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert re.search(reason, found[name])
+    assert pipeline.stats.corrupt >= len(reasons)
+    assert "nan.wav: 500 samples are not finite; replaced" in caplog.text
 
 
 # --- transforms -----------------------------------------------------------------------------------
@@ -246,9 +231,6 @@ def run(example, sections, preprocessing, seed=0):
     for transform in build_transforms(sections, preprocessing):
         example = transform(example, rng)
     return example
-
-
-CROP = [{"name": "decode_audio"}, {"name": "crop_audio"}]
 
 
 def test_crops_are_random_in_training_and_units_follow():
@@ -287,9 +269,6 @@ def test_speeds_change_lengths_within_their_bucket():
     assert max(narrow) == 1600
     with pytest.raises(CorruptExample, match="units belong"):
         lengths(units=np.arange(4))
-
-
-SPELL = [CROP[0], {"name": "spell_transcript"}, CROP[1]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from configs import demo_speech
 from encoders.data.sources.units import UnitStore
 from encoders.errors import CheckpointError, ConfigError, DataError
 from encoders.evaluation.transcription import text_of
+from tests.data.bad_clips import REASONS, write_bad
 from tools import clips, cluster, embed, transcribe
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -125,6 +127,20 @@ def test_transcripts_are_those_of_each_clip_alone(folder, tmp_path, capsys):
     assert "0.1 seconds, expected at most 0.01" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="cannot transcribe"):
         transcribe.main(["--model", HUBERT, "--input", str(folder)])
+
+
+def test_bad_clips_are_named_and_not_transcribed(tmp_path, capsys):
+    reasons = {k: v for k, v in REASONS.items() if k not in ("stereo", "rate")}  # which it converts
+    for kind in reasons:
+        write_bad(tmp_path, kind)
+    least = encoders.load(LETTERS).module.receptive_field
+    soundfile.write(tmp_path / "short.wav", np.zeros(least - 1, np.int16), RATE)
+    reasons["short"] = f"{least - 1} samples, expected at least {least}"
+    with pytest.raises(DataError, match=f"none of {len(reasons)} clips could be read"):
+        transcribe.main(["--model", LETTERS, "--input", str(tmp_path)])
+    said = capsys.readouterr().err
+    for kind, reason in reasons.items():
+        assert re.search(rf"left out: .*{kind}\.wav: .*({reason})", said)
 
 
 def test_frames_for_abx(folder, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from encoders.data.sources import Source
 from encoders.data.sources.array_record import ArrayRecord
 from encoders.data.sources.audio import Audio
 from encoders.errors import ConfigError, DataError
+from tests.data.bad_clips import REASONS, write_bad
 from tools.prepare_data import main
 from tools.preparing.audio import AudioRecipe
 from tools.preparing.shards import prepare
@@ -105,6 +107,21 @@ def test_channels_and_rate_on_request(corpus, tmp_path):
         main(command(corpus, tmp_path / "other", "--quality", 90))
     with pytest.raises(ConfigError, match="--rate: means nothing to --from folder"):
         main(command(corpus, tmp_path / "other", "--rate", 8000, kind="folder"))
+
+
+def test_bad_clips_are_named_and_left_out(tmp_path, capsys):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    kept = ("short", "rate")  # any length will do, and rates are converted
+    for kind in REASONS:
+        write_bad(folder, kind)
+    main(command(folder, tmp_path / "out"))
+    said = capsys.readouterr().out
+    for kind, reason in REASONS.items():
+        found = re.search(rf"{kind}\.wav: .*({reason})", said)
+        assert (found is None) == (kind in kept)
+    assert f"left out {len(REASONS) - 2} of {len(REASONS)} examples" in said
+    assert len(Audio(path=str(tmp_path / "out"))) == 2
 
 
 def test_interrupted_and_run_again(corpus, tmp_path, capsys):
