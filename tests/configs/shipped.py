@@ -62,17 +62,32 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
 
 def distinct(names: list[str]) -> list[str]:
-    """The first experiment of every kind: encoder, objective, optimizer, and where it starts from.
+    """An experiment of every kind (encoder, objective, where it starts from), then of every
+    optimizer that is left.
 
     Others differ in fields alone, with which test_golden builds and traces each of them.
     """
-    found: dict[tuple, str] = {}
-    for name in names:
-        config = shrink(load(name))
-        parts = (config[part].name for part in ("model", "objective", "optimizer"))
-        own = "init_from" in config, "distillation" in config.objective
-        found.setdefault((*parts, *own), name)
-    return list(found.values())
+    configs = {name: shrink(load(name)) for name in names}
+    order = sorted(names, key=lambda name: _preference(configs[name]))
+    found: list[str] = []
+    for part in (_kind, lambda config: config.optimizer.name):
+        seen = {part(configs[name]) for name in found}
+        for name in order:
+            if part(configs[name]) not in seen:
+                seen.add(part(configs[name]))
+                found.append(name)
+    return found
+
+
+def _kind(config: ConfigDict) -> tuple:
+    return config.model.name, config.objective.name, "init_from" in config
+
+
+def _preference(config: ConfigDict) -> tuple[bool, bool]:
+    """First SigLIP 2's second stage, which does what its first does and more; last convolutional
+    towers, which compile for long, and whose training has tests of its own."""
+    tower = config.model.get("image", {})
+    return "distillation" not in config.objective, tower.get("name") in CONVOLUTIONAL
 
 
 # Convolutional networks, and images that leave something of them.
@@ -135,9 +150,11 @@ def _shrink_pairs(config: ConfigDict) -> None:
         del config["init_from"]
 
 
-# Front ends of encoders of speech, but for those that hear through convolutions.
-SPECTROGRAMS = {
+# Front ends of encoders of speech.
+CONVOLUTIONS = dict(conv_dim=8, position_kernel=8, position_groups=2)
+FRONT_ENDS = {
     "conformer": dict(conv_channels=(4, 4)),
+    "data2vec_audio": dict(CONVOLUTIONS, position_depth=2),
     "spectrogram_vit": dict(max_frames=64, num_mels=32),
     "whisper": dict(pad_to=None),
 }
@@ -145,9 +162,8 @@ SPECTROGRAMS = {
 
 def _shrink_audio(config: ConfigDict) -> None:
     """Bundled digits, whatever the corpus."""
-    convolutions = dict(conv_dim=8, position_kernel=8, position_groups=2)
-    config.model.update(dict(width=16, depth=2, mlp_dim=32, num_heads=2))
-    config.model.update(SPECTROGRAMS.get(config.model.name, convolutions))
+    config.model.update(dict(width=16, depth=1, mlp_dim=32, num_heads=2))
+    config.model.update(FRONT_ENDS.get(config.model.name, CONVOLUTIONS))
     config.preprocessing.update(dict(max_samples=8000, bucket_samples=None, resample=True))
     config.preprocessing.min_samples = 900
     digits = dict(name="audio", path="sample:digits", split="train")
@@ -181,9 +197,9 @@ def _shrink_text(config: ConfigDict) -> None:
     """Bundled documents, whatever the corpus; pairs and sentences keep their form."""
     config.preprocessing.vocabulary = None
     config.preprocessing.update(dict(tokenizer=TOKENIZER, max_length=32))
-    # A generator may have a part of the depth.
-    depth = 2 if "depth" in config.objective.get("generator", {}) else 1
-    config.model.update(dict(width=16, depth=depth, mlp_dim=32, num_heads=2))
+    config.model.update(dict(width=16, depth=1, mlp_dim=32, num_heads=2))
+    if "depth" in config.objective.get("generator", {}):  # a part, and one block has none
+        config.objective.generator.depth = 1.0
     config.evaluators = {}
     source = config.data.source
     if source.name == "mixture":
