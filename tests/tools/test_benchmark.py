@@ -13,6 +13,7 @@ from encoders.errors import ConfigError
 from encoders.models.vit import ViT
 from encoders.objectives.masked_image import MaskedImage
 from encoders.parallel import host
+from encoders.training import loop
 from encoders.training.experiment import Experiment
 from tools import benchmark
 from tools.benchmark_peers import Peer, peer_spec
@@ -89,6 +90,34 @@ def test_the_peer_is_told_to_build_the_same_model():
     spec = peer_spec("transformers", experiment, 16)
     assert spec["frames"] == experiment.objective.encoder.frames(spec["samples"])
     assert spec["config"]["feat_extract_norm"] == "group"
+
+
+@pytest.mark.parametrize("name", ["wav2vec2_ctc_10m", "hubert_base_iter1", "demo_speech:ctc"])
+def test_clips_with_transcripts_and_units_are_there(name):
+    experiment = Experiment(benchmark._prepared(shipped.load(name), flags()))
+    batch, example = benchmark._first_batch(experiment), experiment.example_batch(8)
+    assert batch.keys() == experiment.pipeline().batcher.empty().keys()
+    assert ("units" in batch) == ("units" in example)
+    assert ("targets" in batch) == ("targets" in example)
+    assert batch["waveform"].shape == (8, experiment.preprocessing.max_samples)
+    assert batch["waveform"].std() > 1000
+    assert (batch["length"] == batch["waveform"].shape[1]).all()
+
+
+def test_buckets_are_fed_with_a_step_for_each_length(monkeypatch):
+    prepared = benchmark._prepared(shipped.load("demo_speech"), flags(with_data=True))
+    step, met = object.__new__(benchmark._Step), []
+    step.experiment = Experiment(prepared)
+    step._state, step._compiled, step._rows = {}, None, 8
+
+    def compile_steps(experiment, state, batches):
+        assert [batch["waveform"].shape[1] for batch in batches] == [3200, 4800, 12000]
+        return lambda state, batch: (state, met.append(batch["waveform"].shape)), 1.0
+
+    monkeypatch.setattr(loop, "compile_steps", compile_steps)
+    assert step.fed(5)["examples_per_second"] > 0
+    assert len(met) == 5
+    assert len(set(met)) > 1
 
 
 def test_what_the_peer_lacks_is_refused():
