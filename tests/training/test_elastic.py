@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from running import finish, last_step, launch, losses, wait_for_step
+from running import finish, launch, losses, wait_for_step
 
 from encoders.checkpoints.store import CheckpointStore
 from encoders.errors import STOPPED
@@ -75,16 +75,3 @@ def test_a_run_goes_from_four_processes_to_two_to_one(alone, tmp_path):
         parameters(alone),
     )
     assert {f"log-{i}.txt" for i in (1, 2, 3)} <= {p.name for p in tmp_path.iterdir()}
-
-
-def test_two_processes_stopped_and_resumed_give_the_bits_of_two_that_were_not(tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    code, output = run(whole, "--processes", 2)
-    assert code == 0, output
-    code, output = run(cut, "--processes", 2, stop_at=3)
-    assert code == STOPPED, output
-    assert 3 <= last_step(cut) < STEPS
-    code, output = run(cut, "--processes", 2)
-    assert code == 0, output
-    assert losses(cut) == losses(whole)
-    jax.tree.map(np.testing.assert_array_equal, parameters(cut), parameters(whole))
