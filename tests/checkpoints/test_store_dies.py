@@ -25,13 +25,13 @@ def assert_whole(store, step):
     assert found["step"] == store.metadata(step)["step"] == step
 
 
-def test_twenty_kills_in_a_row_lose_no_finished_checkpoint(processes, tmp_path):
+def test_ten_kills_in_a_row_lose_no_finished_checkpoint(processes, tmp_path):
     directory, progress = tmp_path / "checkpoints", tmp_path / "progress"
     progress.touch()
     rng = np.random.default_rng(0)
     interrupted = 0
     with CheckpointStore(directory) as reader:
-        for _ in range(20):
+        for _ in range(10):
             lines = len(progress.read_text().splitlines())
             process = processes.Process(
                 target=saver.save_for_ever, args=(directory, progress), daemon=True
@@ -55,7 +55,7 @@ def test_twenty_kills_in_a_row_lose_no_finished_checkpoint(processes, tmp_path):
             left = {int(path.name) for path in directory.iterdir()} - set(steps)
             assert left <= {latest + 1, *range(finished)}
             interrupted += latest + 1 in left
-    assert interrupted >= 5  # or the test was too slow to hit a save
+    assert interrupted >= 2  # or the test was too slow to hit a save
 
 
 def test_a_full_disk_is_one_sentence_and_older_checkpoints_stay(processes, tmp_path):

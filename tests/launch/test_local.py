@@ -3,7 +3,7 @@
 import pathlib
 
 import pytest
-from running import CONFIG, environment, finish, launch
+from running import CONFIG, SHORT, environment, finish, launch
 
 from encoders.errors import ConfigError, DeadlineError
 from launch import local, supervisor
@@ -59,12 +59,12 @@ def test_what_is_compiled_once_is_not_compiled_again(tmp_path):
     variables = environment(
         XDG_CACHE_HOME=str(tmp_path / "cache"), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
     )
-    code, output = finish(launch(tmp_path / "run", "--compile-only", env=variables))
+    code, output = finish(launch(tmp_path / "run", *SHORT, "--compile-only", env=variables))
     assert code == 0, output
     assert "compiled the training step in" in output
     assert not (tmp_path / "run").exists()
     [step] = cache.glob("jit_step-*-cache")
-    code, output = finish(launch(tmp_path / "run", "--config.log.every.steps=20", env=variables))
+    code, output = finish(launch(tmp_path / "run", *SHORT, env=variables))
     assert code == 0, output
     assert list(cache.glob("jit_step-*-cache")) == [step]
 

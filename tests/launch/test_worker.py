@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from running import environment, finish, launch, wait_for_step
+from running import SHORT, environment, finish, launch, wait_for_step
 
 from encoders.errors import ConfigError, DataError, StartupError, StorageError
 
@@ -115,9 +115,10 @@ def test_data_that_one_node_lacks_stops_every_process(tmp_path):
 
 
 def test_a_second_run_in_one_directory_is_refused(tmp_path):
-    first = launch(tmp_path, "--config.duration.steps=100000")
-    wait_for_step(5, tmp_path, first)
-    code, output = finish(launch(tmp_path, "--config.duration.steps=100000"))
+    options = (*SHORT, "--config.duration.steps=100000")
+    first = launch(tmp_path, *options)
+    wait_for_step(1, tmp_path, first)
+    code, output = finish(launch(tmp_path, *options))
     assert first.poll() is None
     first.terminate()
     finish(first)

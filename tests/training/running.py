@@ -12,6 +12,11 @@ from encoders.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(pathlib.Path(tiny.__file__))
+# When a run stops, or whether it may start, has nothing to do with what it learns.
+SHORT = (
+    *("--config.model.depth=1", "--config.log.every.steps=1"),
+    *("--config.model.dropout=0.0", "--config.objective.mixup=0.0", "--config.ema=None"),
+)
 
 
 def environment(devices=1, **variables):

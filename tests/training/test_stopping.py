@@ -6,17 +6,12 @@ import re
 import signal
 
 import pytest
-from running import finish, last_step, launch, losses, wait_for, wait_for_step
+from running import SHORT, finish, last_step, launch, losses, wait_for, wait_for_step
 
 from encoders.errors import STOPPED, DeadlineError
 from encoders.training.metrics import read_facts, read_metrics, read_status
 
 TWO = ("--processes", 2)
-# When a run stops has nothing to do with what it learns.
-SHORT = (
-    *("--config.model.depth=1", "--config.log.every.steps=1"),
-    *("--config.model.dropout=0.0", "--config.objective.mixup=0.0", "--config.ema=None"),
-)
 
 
 def says(workdir, text):
@@ -38,22 +33,19 @@ def test_a_signal_while_compiling_saves_the_first_state(tmp_path):
     status = read_status(tmp_path)
     assert status["state"] == "stopped"
     assert saved(tmp_path) == [status["step"]]
-    code, output = finish(launch(tmp_path, *SHORT, *TWO, "--config.duration.steps=60"))
+    code, output = finish(launch(tmp_path, *SHORT, "--config.duration.steps=60"))
     assert code == 0, output
     assert read_facts(tmp_path)["sessions"][1]["first_step"] == status["step"]
 
 
-@pytest.mark.parametrize("processes", [(), TWO], ids=["one", "two"])
-def test_a_signal_during_evaluation_leaves_it_and_the_next_start_makes_up_for_it(
-    processes, tmp_path
-):
-    options = (*SHORT, *processes, "--config.duration.steps=8")
+def test_a_signal_during_evaluation_leaves_it_and_the_next_start_makes_up_for_it(tmp_path):
+    options = (*SHORT, "--config.duration.steps=8")
     source = "{'name': 'synthetic', 'image_size': (20, 20), 'num_classes': 4, 'num_examples': %d}"
     evaluator = (
         "--config.evaluators={'top': {'name': 'classification', 'batch_size': 8, "
         "'every': {'steps': 4}, 'test': %s}}"
     )
-    run = launch(tmp_path, *options, evaluator % (source % 10**6))
+    run = launch(tmp_path, *options, *TWO, evaluator % (source % 10**6))
     wait_for_step(4, tmp_path, run)
     run.send_signal(signal.SIGTERM)
     code, output = finish(run, seconds=120)
