@@ -27,12 +27,15 @@ from encoders.training.state import TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, Any]
 
-# Normalisation is computed in float32 anyway, and a temperature would be rounded by a percent.
-_KEEP_FP32 = re.compile(r".*norm(\d|_pre)?/(scale|bias)|(.*/)?logit_(scale|bias)")
+# Normalisation is computed in float32 anyway, and so is what a quantizer chooses among; a temperature
+# would be rounded by a percent.
+_KEEP_FP32 = re.compile(
+    r".*norm(\d+|_\w+)?/(scale|bias)|(.*/)?quantizer/codebook|(.*/)?logit_(scale|bias)"
+)
 
 
 def cast_params(params: Any, dtype: jnp.dtype) -> Any:
-    """Parameters in the compute dtype; those of norms stay float32."""
+    """Parameters in the compute dtype; those of norms, codebooks and temperatures stay float32."""
     return rules.map_with_path(
         lambda path, leaf: leaf if _KEEP_FP32.fullmatch(path) else leaf.astype(dtype), params
     )

@@ -1,6 +1,7 @@
 """One step gives the same loss and gradients on every mesh, for any number of micro-batches."""
 
 import functools
+import pathlib
 
 import chex
 import jax
@@ -132,3 +133,19 @@ def test_a_bfloat16_step_keeps_float32_parameters_and_is_close():
     )
     assert cast["norm1"]["scale"].dtype == jnp.float32
     assert cast["fc1"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_every_norm_and_codebook_of_the_shipped_experiments_stays_float32():
+    """Whose parameters are those listed in tests/golden/configs."""
+    golden = pathlib.Path(__file__).parents[1] / "golden" / "configs"
+    lines = [line for path in golden.glob("*.txt") for line in path.read_text().splitlines()]
+    names = {line.split()[0] for line in lines if " lr " in line and "/" in line}
+    cast = cast_params({name: np.zeros(1, np.float32) for name in names}, jnp.bfloat16)
+    kept = {name for name, leaf in cast.items() if leaf.dtype == np.float32}
+    norms = {name for name in names if "norm" in name.split("/")[-2]}
+    assert {"encoder/norm_features/scale", "encoder/convolutions/norm_0/bias"} < norms
+    assert "encoder/blocks_0/norm_first_mlp/scale" in norms
+    assert kept >= norms
+    assert {name.split("/")[-1] for name in kept - norms} == {
+        "codebook", "logit_scale", "logit_bias"
+    }  # fmt: skip
