@@ -240,7 +240,7 @@ def _lloyd(
             (counts == 0).any(),
             lambda: _begin_anew(
                 moved, counts == 0, distance, lambda at: points[at // rows, at % rows]
-            ),
+            )[0],
             lambda: moved,
         )
         return moved, iteration + 1, jnp.square(moved - centres).sum()
@@ -262,12 +262,22 @@ def _sums(
     return jnp.matmul(mine.T, points, precision="highest"), mine.sum(0), distance * weight
 
 
-def _begin_anew(centres: jax.Array, empty: jax.Array, distance: jax.Array, take: Any) -> jax.Array:
-    """The i-th centre that is `empty` [K] becomes the i-th farthest point; `take` gets points."""
-    distance = distance.reshape(-1)
-    _, farthest = jax.lax.top_k(distance, min(len(centres), len(distance)))
+def _begin_anew(
+    centres: jax.Array, empty: jax.Array, distance: jax.Array, take: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The i-th centre that is `empty` [K] becomes the i-th farthest point; `take` gets points.
+
+    Where fewer points are away from every centre, which padding of distance 0 never is, the other
+    centres stay as they were.
+
+    Returns:
+      Centres [K, D], and [K] bool, which of them began anew.
+    """
+    farther, farthest = jax.lax.top_k(distance.reshape(-1), min(len(centres), distance.size))
     which = jnp.minimum(jnp.cumsum(empty) - 1, len(farthest) - 1)
-    return jnp.where(empty[:, None], take(farthest[which]), centres)
+    # The i-th of these, if there is one.
+    begun = empty & (jnp.cumsum(empty) <= (farther > 0).sum())
+    return jnp.where(begun[:, None], take(farthest[which]), centres), begun
 
 
 # --- mini-batches ---------------------------------------------------------------------------------
@@ -300,7 +310,7 @@ def _mini_batches(
             ]
             centres, seen, found, total = _move(centres, seen, found, *last)
             inertia.append(total)
-        centres = _replace_empty(centres, found, *last)
+        centres, seen = _replace_empty(centres, seen, found, *last)
         mean = float(np.sum(to_host(inertia), dtype=np.float64) / len(points))
         logger.info("k-means: mean squared distance %.6g on pass %d", mean, number)
         if not mean <= best * (1 - tolerance):  # nor is it where some are not finite
@@ -317,7 +327,7 @@ def _move(
 
     Args:
       centres: [K, D].
-      seen: [K], how many these were so far.
+      seen: [K], how many these were so far, since it last began anew.
       found: [K], those of this pass.
       points: [N, D].
       weight: [N], 1, or 0 for padding.
@@ -333,7 +343,9 @@ def _move(
 
 @jax.jit
 def _replace_empty(
-    centres: jax.Array, found: jax.Array, points: jax.Array, weight: jax.Array
-) -> jax.Array:
+    centres: jax.Array, seen: jax.Array, found: jax.Array, points: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of `_move`'s centres and how many points they are means of, those `found` empty anew."""
     distance = assign(points, centres)[1] * weight
-    return _begin_anew(centres, found == 0, distance, lambda at: points[at])
+    centres, begun = _begin_anew(centres, found == 0, distance, lambda at: points[at])
+    return centres, jnp.where(begun, 0, seen)

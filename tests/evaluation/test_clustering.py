@@ -76,6 +76,17 @@ def test_empty_clusters_begin_anew_at_the_farthest_points(method):
     assert len(np.unique(nearest)) == 7
 
 
+def test_clusters_begin_anew_at_points_alone():
+    """Two points are away from every centre, of three that are empty; zeros pad the batch."""
+    points = np.array([[5, 5], [5, 5], [9, 5], [5, 9], [0, 0], [0, 0]], np.float32)
+    weight = np.array([1, 1, 1, 1, 0, 0], np.float32)
+    centres = np.array([[5, 5], [1e3, 0], [2e3, 0], [3e3, 0]], np.float32)
+    seen, found = np.array([7, 8, 9, 9], np.float32), np.array([4, 0, 0, 0], np.float32)
+    moved, left = clustering._replace_empty(centres, seen, found, points, weight)
+    np.testing.assert_array_equal(moved, [[5, 5], [9, 5], [5, 9], [3e3, 0]])
+    np.testing.assert_array_equal(left, [7, 0, 0, 9])
+
+
 def test_starts_are_drawn_by_squared_distance():
     # Two points stand 100 apart; of three centres one is at each, whatever the first draw was.
     points = np.concatenate([RNG.normal(size=(500, 2)), [[100.0, 0]], [[0, 100.0]]])
