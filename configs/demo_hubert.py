@@ -10,10 +10,10 @@ Command: python -m tools.cluster --features mfcc --rate 8000 --clusters 50
 Cost: five and a half minutes of two CPU cores for the first two commands.
 Published: none.
 Measured: purity of 50 clusters of cepstra 44.3 % (the most frequent digit 12.2 %) and PNMI .364.
-  With clusters of all 720 clips, those of the held-out speakers too: 40.3 % and .305; of the trained
-  model's blocks 33.6 % to 35.4 % and .247 to .276: they do not rise here. Its probes tell 51.7 % of
-  the digits of two speakers whose clips are in the clusters alone (cepstra 54.6 %, random weights
-  25.4 %) and 93.3 % of the speakers (91.7 % and 73.0 %).
+  With clusters of all 720 clips, those of the held-out speakers too: 40.3 % and .305; of the
+  trained model's blocks 33.6 % to 35.4 % and .247 to .276: they do not rise here. Its probes tell
+  51.7 % of the digits of two speakers whose clips are in the clusters alone (cepstra 54.6 %, random
+  weights 25.4 %) and 93.3 % of the speakers (91.7 % and 73.0 %).
 
 The argument 'second' guesses the clusters of what was trained first. tools.cluster prints what each
 says about digits.
