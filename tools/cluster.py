@@ -185,7 +185,7 @@ def _training_source(config: str, preprocessing: Any) -> Any:
 def _without_units(section: Mapping[str, Any]) -> Mapping[str, Any]:
     if section["name"] == "mixture":
         return {**section, "sources": tuple(map(_without_units, section["sources"]))}
-    if section["name"] == "units":
+    if section["name"] in ("units", "joined"):  # what is joined has the units of its parts
         part = {name: section[name] for name in ("start", "stop") if name in section}
         return {**part, **_without_units(section["source"])}
     return section

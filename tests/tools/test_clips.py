@@ -170,9 +170,12 @@ def test_the_clips_that_a_config_trains_on():
     held_out = {source.speaker_names.index(name) for name in demo_speech.HELD_OUT}
     assert not held_out & {source[i]["speaker"] for i in range(0, 480, 20)}
     units = dict(name="units", path="x", source=dict(name="audio", path="y"))
-    section = dict(name="mixture", sources=(units, dict(units, stop=0.9)))
+    section = dict(
+        name="mixture",
+        sources=(units, dict(units, stop=0.9), dict(name="joined", count=2, source=units)),
+    )
     parts = cluster._without_units(section)["sources"]
-    assert parts == (units["source"], dict(units["source"], stop=0.9))
+    assert parts == (units["source"], dict(units["source"], stop=0.9), units["source"])
     with pytest.raises(ConfigError, match="trains on no clips of sound"):
         cluster._training_source(str(ROOT / "configs/demo.py"), None)
 
