@@ -17,7 +17,7 @@ from encoders.evaluation.base import Evaluator, batches, on_mesh, place
 
 @dataclasses.dataclass(kw_only=True)
 class Classification(Evaluator):
-    """Accuracy and cross-entropy on `test`, for any objective with `logits(images) -> [B, C]`.
+    """Accuracy and cross-entropy on `test`, for any objective whose `logits` are [B, C].
 
     Metrics: 'accuracy', 'top5' (where there are more than five classes) and 'cross_entropy' in nats
     (of the softmax, whatever the loss was), as sums over valid examples divided once.
@@ -39,7 +39,9 @@ class Classification(Evaluator):
             )
         if self._compiled is None or self._compiled[0] != module:
             function = on_mesh(
-                lambda variables, batch: _sums(module, variables, batch),
+                lambda variables, batch: _sums(
+                    module, variables, batch, self.preprocessing.encoder_inputs(batch)
+                ),
                 self.preprocessing, self.mesh, self.compute_dtype,
             )  # fmt: skip
             self._compiled = module, function
@@ -54,11 +56,16 @@ class Classification(Evaluator):
 
 
 def _sums(
-    module: nn.Module, variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    given: tuple[tuple, dict[str, Any]],
 ) -> dict[str, jax.Array]:
+    """Sums over a batch, of which `given` are what logits are of, positional and by name."""
     if "label" not in batch:
         raise DataError("classification needs labels; the examples of this source have none.")
-    logits = module.apply(variables, batch["image"], method="logits").astype(jnp.float32)
+    inputs, named = given
+    logits = module.apply(variables, *inputs, **named, method="logits").astype(jnp.float32)
     labels, valid = batch["label"], batch["valid"].astype(jnp.float32)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     # A tie counts as wrong unless the label comes first, as argmax has it.

@@ -15,6 +15,7 @@ from encoders.layers.linear import Linear
 from encoders.layers.norm import BatchNorm
 from encoders.objectives.base import Batch, Objective, valid_weights
 from encoders.objectives.mix import mix_images, mix_weights
+from encoders.objectives.speech import sample_mask
 from encoders.types import Outcome
 
 
@@ -39,14 +40,15 @@ class Distillation:
 
 
 class Classification(Objective):
-    """Predicts batch['label'] int32 [B] from batch['image'] float [B, H, W, C].
+    """Predicts batch['label'] int32 [B] from batch['image'] float [B, H, W, C], or from sound:
+    batch['waveform'] float [B, S], of which length [B] samples are real.
 
     The loss is summed over examples; in evaluation it is the plain one, without smoothing, mixing
     and teacher. The metric 'accuracy' counts an example mixed from two by their shares.
 
     A teacher is another Classification module, `teacher`, whose variables arrive in the collection
     'teacher' as {'params': ...}: in a config `objective.teacher` is the run directory or checkpoint
-    that the trainer makes both from. It is run in evaluation mode on the same (mixed) images, with
+    that the trainer makes both from. It is run in evaluation mode on the same (mixed) inputs, with
     the student's normalisation, and gets no gradient.
 
     Attributes:
@@ -56,6 +58,7 @@ class Classification(Objective):
       label_smoothing: share of a label spread evenly over all classes.
       mixup: alpha of the Beta distribution of mixup (arXiv 1710.09412); 0 is off.
       cutmix: the same of cutmix (arXiv 1905.04899); where both are on, each step tosses a coin.
+        Both are of images.
       distillation: what to learn from the teacher.
       teacher: the teacher's module.
       head_init: standard deviation of the head's kernel, truncated normal; 0 starts at zero.
@@ -96,14 +99,14 @@ class Classification(Objective):
     def _has_token(self) -> bool:
         return self.distillation is not None and self.distillation.token
 
-    def logits(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Scores [B, num_classes] of images [B, H, W, C]; of two heads, their mean."""
-        heads = self._heads(images, train)
+    def logits(self, *inputs: jax.Array, train: bool = False, **named: jax.Array) -> jax.Array:
+        """Scores [B, num_classes] of what the encoder takes; of two heads, their mean."""
+        heads = self._heads(inputs, named, train)
         return heads[0] if len(heads) == 1 else (heads[0] + heads[1]) / 2
 
-    def _heads(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+    def _heads(self, inputs: tuple, named: dict, train: bool) -> tuple[jax.Array, ...]:
         """float32 scores of the head and, where there is one, of the distillation head."""
-        encoded = self.encoder(images, train=train and not self.linear_probe)
+        encoded = self.encoder(*inputs, **named, train=train and not self.linear_probe)
         features = encoded.pooled
         if features is None:
             raise ConfigError("model.pool: classification needs a pooled vector; 'none' has none.")
@@ -122,23 +125,27 @@ class Classification(Objective):
         """Returns the loss and accuracy of a batch.
 
         Raises:
-          ConfigError: mixing needs an even batch and this one is odd.
+          ConfigError: mixing needs an even batch and this one is odd; or it is of sound.
         """
-        images, label = batch["image"], batch["label"]
+        label = batch["label"]
+        inputs, named = _inputs(batch)
         labels = jax.nn.one_hot(label, self.num_classes)
+        if (self.mixup or self.cutmix) and "image" not in batch:
+            raise ConfigError("objective: mixup and cutmix are of images; set both to 0 for sound.")
         if train and (self.mixup or self.cutmix) and not self.is_initializing():
+            [images] = inputs
             weights = mix_weights(self.corrupt_key(), images.shape[1:3], self.mixup, self.cutmix)
-            images = mix_images(images, weights)
+            inputs = (mix_images(images, weights),)
             share = weights.mean()
             labels = share * labels + (1 - share) * jnp.roll(labels, len(label) // 2, axis=0)
-        heads = self._heads(images, train)
+        heads = self._heads(inputs, named, train)
         smoothing = self.label_smoothing if train else 0.0
         targets = (1 - smoothing) * labels + smoothing / self.num_classes
         losses = self._label_loss(heads[0], targets)
         valid = valid_weights(batch)
         metrics = {}
         if train and self.distillation is not None and not self.is_initializing():
-            teacher = self._teacher_logits(images)
+            teacher = self._teacher_logits(inputs, named)
             taught = self._teacher_loss(heads[-1], teacher)
             losses = (1 - self.distillation.weight) * losses + self.distillation.weight * taught
             agree = heads[-1].argmax(-1) == teacher.argmax(-1)
@@ -155,12 +162,13 @@ class Classification(Objective):
         positive, negative = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
         return -(targets * positive + (1 - targets) * negative).sum(-1)
 
-    def _teacher_logits(self, images: jax.Array) -> jax.Array:
+    def _teacher_logits(self, inputs: tuple, named: dict) -> jax.Array:
         variables = self.variables.get("teacher")
         if not variables:
             raise ConfigError("objective.teacher: the teacher's variables were not given.")
         teacher = self.teacher.clone(parent=None)
-        return jax.lax.stop_gradient(teacher.apply(variables, images, method="logits"))
+        scores = teacher.apply(variables, *inputs, **named, method="logits")
+        return jax.lax.stop_gradient(scores)
 
     def _teacher_loss(self, logits: jax.Array, teacher: jax.Array) -> jax.Array:
         """[B] loss against the teacher's scores, each [B, C]."""
@@ -171,17 +179,25 @@ class Classification(Objective):
         goal = jax.nn.log_softmax(teacher / temperature)
         return temperature**2 * (jnp.exp(goal) * (goal - student)).sum(-1)
 
-    def flops(self, image_size: tuple[int, int]) -> float:
+    def flops(self, input_size: tuple[int, int] | int) -> float:
         """Forward FLOPs per training example; frozen parts count a third.
 
         Training costs three forwards, but only one in a frozen encoder or a teacher.
         """
         head = 2.0 * self.encoder.size.width * self.num_classes * (1 + self._has_token)
-        frozen = self.teacher.flops(image_size) if self.teacher is not None else 0.0
+        frozen = self.teacher.flops(input_size) if self.teacher is not None else 0.0
         kept = ()
         if hasattr(self.encoder, "num_kept"):
-            kept = (self.encoder.num_kept(image_size),)
-        trained = self.encoder.flops(image_size, *kept)
+            size = self.encoder.image_size if isinstance(input_size, int) else input_size
+            kept = (self.encoder.num_kept(size),)
+        trained = self.encoder.flops(input_size, *kept)
         if self.linear_probe:
-            trained, frozen = 0.0, frozen + self.encoder.flops(image_size)
+            trained, frozen = 0.0, frozen + self.encoder.flops(input_size)
         return trained + head + frozen / 3
+
+
+def _inputs(batch: Batch) -> tuple[tuple, dict[str, jax.Array]]:
+    """What an encoder is called with, positional and by name: of a batch of images or of sound."""
+    if "waveform" in batch:
+        return (batch["waveform"],), {"mask": sample_mask(batch)}
+    return (batch["image"],), {}
