@@ -162,10 +162,14 @@ class Wav2Vec2(nn.Module):
     def flops(self, samples: int) -> float:
         """Forward FLOPs per clip; a multiply-add counts as two, elementwise work as nothing."""
         size, frames = self.size, self.frames(samples)
-        total = conv_features_flops(samples, self.conv_dim, self.conv_kernels, self.conv_strides)
+        total = self.feature_flops(samples)
         total += 2.0 * frames * self.conv_dim * size.width
         total += positional_conv_flops(frames, size.width, *self._position_shape())
         return total + size.depth * block_flops(frames, size.width, size.mlp_dim, self.mlp)
+
+    def feature_flops(self, samples: int) -> float:
+        """Those of them that `features` needs."""
+        return conv_features_flops(samples, self.conv_dim, self.conv_kernels, self.conv_strides)
 
     def setup(self) -> None:
         size = self.size

@@ -20,7 +20,7 @@ from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
 from encoders.objectives.base import Batch, valid_weights
 from encoders.objectives.span_masking import SpanMasking, span_mask
-from encoders.objectives.speech import SpeechObjective, split_keys
+from encoders.objectives.speech import SpeechObjective, feature_flops, split_keys
 from encoders.types import Outcome
 
 
@@ -104,9 +104,12 @@ class CTC(SpeechObjective):
         return found
 
     def flops(self, samples: int) -> float:
-        """Forward FLOPs per example of so many samples."""
+        """Forward FLOPs per example of so many samples; those of a frozen front end a third."""
         head = 2.0 * self.encoder.size.width * self.characters.size
-        return self.encoder.flops(samples) + self.encoder.frames(samples) * head
+        total = self.encoder.flops(samples) + self.encoder.frames(samples) * head
+        if self.freeze_features:
+            total -= feature_flops(self.encoder, samples) * 2 / 3
+        return total
 
 
 def ctc_losses(

@@ -16,7 +16,13 @@ from encoders.errors import ConfigError
 from encoders.layers.linear import Linear
 from encoders.objectives.base import Batch, Momentum
 from encoders.objectives.guard import Guard
-from encoders.objectives.speech import Hidden, MaskedSpeechObjective, at_frames, normalized
+from encoders.objectives.speech import (
+    Hidden,
+    MaskedSpeechObjective,
+    at_frames,
+    feature_flops,
+    normalized,
+)
 from encoders.types import Outcome
 
 _MLPS = ("mlp", "second_mlp")  # the last of a block
@@ -109,10 +115,14 @@ class Data2Vec(MaskedSpeechObjective):
         return sum(normalized(x, features[1]) for x in outputs) / self.top_layers
 
     def flops(self, samples: int) -> float:
-        """Forward FLOPs per example; the teacher's count a third, as it has no backward pass."""
+        """Forward FLOPs per example; the teacher's count a third, as it has no backward pass.
+
+        It hears by the student's front end, which runs once.
+        """
         width, frames = self.encoder.size.width, self.encoder.frames(samples)
         encoder = self.encoder.flops(samples)
-        return encoder * (1 + 1 / 3) + 2.0 * self.masking.slots(frames) * width * width
+        teacher = encoder - feature_flops(self.encoder, samples)
+        return encoder + teacher / 3 + 2.0 * self.masking.slots(frames) * width * width
 
 
 def mlp_outputs(kept: dict, depth: int) -> list[jax.Array]:

@@ -110,6 +110,11 @@ def learns_features(encoder: Any) -> bool:
     return hasattr(encoder, "conv_dim")
 
 
+def feature_flops(encoder: Any, samples: int) -> float:
+    """Forward FLOPs of the front end on a clip; those of spectrograms are counted as nothing."""
+    return encoder.feature_flops(samples) if learns_features(encoder) else 0.0
+
+
 def sample_mask(batch: Batch) -> jax.Array:
     """[B, S] bool, True for the samples that are no padding."""
     return jnp.arange(batch["waveform"].shape[1]) < batch["length"][:, None]

@@ -18,6 +18,7 @@ from encoders.models.conformer import Conformer
 from encoders.models.spectrogram_vit import SpectrogramViT
 from encoders.models.whisper import Whisper
 from encoders.objectives.best_rq import BestRQ
+from encoders.objectives.classification import Classification
 from encoders.objectives.cluster_prediction import ClusterPrediction
 from encoders.objectives.ctc import CTC, ctc_losses
 from encoders.objectives.data2vec import Data2Vec, deviation
@@ -371,3 +372,45 @@ def test_losses_are_float32_whatever_computes(name):
 def test_ctc_needs_a_vocabulary():
     with pytest.raises(ConfigError, match="'ctc' needs the vocabulary of its transcripts"):
         jax.eval_shape(CTC(ENCODER).init, jax.random.key(0), speech.batch())
+
+
+def test_flops_count_what_has_no_backward_pass_a_third():
+    samples = SAMPLES
+    heard = ENCODER.feature_flops(samples)
+    ctc = OBJECTIVES["ctc"]
+    frozen = ctc.clone(freeze_features=True).flops(samples)
+    assert frozen == pytest.approx(ctc.flops(samples) - heard * 2 / 3)
+    data2vec = OBJECTIVES["data2vec"]
+    told = 2.0 * data2vec.masking.slots(ENCODER.frames(samples)) * 12 * 12
+    rest = ENCODER.flops(samples) - heard
+    assert data2vec.flops(samples) == pytest.approx(heard + rest * 4 / 3 + told)
+
+
+def test_sound_is_classified():
+    """A clip's class, whatever pads it; and what is of pictures is refused."""
+    module = Classification(ENCODER, num_classes=7, head_init=0.3)
+    batch = {**speech.batch(), "label": np.arange(ROWS, dtype=np.int32) % 7}
+    shapes = jax.eval_shape(module.init, jax.random.key(0), batch)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype("f4"), shapes)
+    score = jax.jit(functools.partial(module.apply, method="logits"))
+    mask = np.arange(SAMPLES) < batch["length"][:, None]
+    logits = score(variables, batch["waveform"], mask=mask)
+    alike = score(variables, np.where(mask, batch["waveform"], 1.0), mask=mask)
+    np.testing.assert_allclose(alike, logits, atol=1e-5)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def step(variables):
+        outcome = module.apply(variables, batch, train=True, rngs={"dropout": jax.random.key(0)})
+        return outcome.loss, outcome
+
+    gradient, outcome = step(variables)
+    losses = -jax.nn.log_softmax(logits)[np.arange(ROWS), batch["label"]]
+    np.testing.assert_allclose(outcome.loss, (losses * batch["valid"]).sum(), rtol=1e-4)
+    assert np.abs(gradient["params"]["encoder"]["convolutions"]["conv_0"]["kernel"]).max() > 0
+    assert module.flops(SAMPLES) == ENCODER.flops(SAMPLES) + 2 * 12 * 7
+    assert Classification(PATCHES, num_classes=7).flops(SAMPLES) > PATCHES.flops(SAMPLES)
+    mixed = module.clone(mixup=0.2)
+    with pytest.raises(ConfigError, match="mixup and cutmix are of images; set both to 0"):
+        jax.eval_shape(functools.partial(mixed.apply, train=True), variables, batch)
