@@ -81,8 +81,10 @@ def open_clips(path: str, split: str, preprocessing: Any, *, least: int, flag: s
 
 
 def lenient(source: Any, preprocessing: Any, least: int) -> Clips:
-    """Clips of a source, of any rate and number of channels, from `least` samples on."""
-    least = max(least, preprocessing.min_samples)
+    """Clips of a source, of any rate and number of channels, from `least` samples on.
+
+    `min_samples` is what training asks for; what can be encoded is all that is asked for here.
+    """
     wanted = dataclasses.replace(
         preprocessing,
         resample=True,

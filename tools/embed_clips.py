@@ -35,12 +35,12 @@ def embed_clips(encoder: Any, flags: argparse.Namespace, output: pathlib.Path) -
             labels[row] = example.get("label", -1)
             if flags.tokens:
                 frames[row] = own[real]
-    if folder:
-        print(f"wrote {output}: {len(written)} files")
-    elif not means:
+    if not (written or means):
         raise DataError(
             f"--input {flags.input}: holds no usable clip; the first: {clips.corrupt[0]}."
         )
+    if folder:
+        print(f"wrote {output}: {len(written)} files")
     else:
         rows = sorted(means)
         arrays = {
@@ -66,7 +66,8 @@ def _write_one(
     folder: pathlib.Path, name: str, frames: np.ndarray, written: dict[str, str]
 ) -> None:
     """One clip's frames [T, D], in a file of its name; `written` has those that there are."""
-    stem = pathlib.Path(name).stem if " record " not in name else name.rsplit(" ", 1)[-1]
+    place, _, record = name.partition(" record ")  # of a prepared set: a shard and a number in it
+    stem = f"{pathlib.Path(place).stem}-{record}" if record else pathlib.Path(place).stem
     if stem in written:
         raise DataError(
             f"--output {folder}: {name} and {written[stem]} would both be {stem}.npy; embed their "

@@ -27,8 +27,8 @@ from encoders.training.state import TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, Any]
 
-# Normalisation is computed in float32 anyway, and so is what a quantizer chooses among; a temperature
-# would be rounded by a percent.
+# Normalisation is computed in float32 anyway, and so is a quantizer's choice; a temperature would
+# be rounded by a percent.
 _KEEP_FP32 = re.compile(
     r".*norm(\d+|_\w+)?/(scale|bias)|(.*/)?quantizer/codebook|(.*/)?logit_(scale|bias)"
 )

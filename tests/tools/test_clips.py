@@ -15,7 +15,7 @@ from encoders.data.sources.units import UnitStore
 from encoders.errors import CheckpointError, ConfigError, DataError
 from encoders.evaluation.transcription import text_of
 from tests.data.bad_clips import REASONS, write_bad
-from tools import clips, cluster, embed, transcribe
+from tools import clips, cluster, embed, embed_clips, transcribe
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -46,7 +46,8 @@ def names(paths):
 
 
 def test_batches_are_of_similar_lengths(folder):
-    preprocessing = encoders.load(HUBERT).preprocessing
+    # Of the first four, none is long enough to train on.
+    preprocessing = dataclasses.replace(encoders.load(HUBERT).preprocessing, min_samples=2300)
     found = clips.open_clips(str(folder), "train", preprocessing, least=400, flag="--input")
     batches = list(clips.clip_batches(found, 4, shards=2))
     assert sorted(row for batch in batches for row in batch.rows.tolist()) == [0, 1, 2, 3, 4, 6, 7]
@@ -159,8 +160,23 @@ def test_frames_for_abx(folder, tmp_path, capsys):
     assert "7 files" in capsys.readouterr().out
     one = np.load(tmp_path / "frames" / "3.npy")
     np.testing.assert_allclose(one, found["frames"][ends[0] : ends[1]], atol=1e-5)
+    broken = ["--model", HUBERT, "--input", str(folder / "low" / "1b.wav")]
+    with pytest.raises(DataError, match=r"no usable clip; the first: .*1b\.wav: no sound"):
+        embed.main([*broken, "--output", str(tmp_path / "none")])
     with pytest.raises(ConfigError, match="clips have no pictures"):
         embed.main([*flags, "--output", str(tmp_path / "y.npz"), "--map", str(tmp_path / "m.html")])
+
+
+def test_files_of_frames_are_named_by_shard_and_record(tmp_path):
+    """Both shards of a prepared set have a first record."""
+    written = {}
+    for name in ("d/train-0.array_record record 0", "d/train-1.array_record record 0", "d/a.wav"):
+        embed_clips._write_one(tmp_path, name, np.zeros((2, 3)), written)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "train-0-0.npy", "train-1-0.npy", "a.npy"
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"e/a\.wav and d/a\.wav would both be"):
+        embed_clips._write_one(tmp_path, "e/a.wav", np.zeros((2, 3)), written)
 
 
 def test_the_clips_that_a_config_trains_on():
