@@ -10,9 +10,10 @@ are resampled, and several channels averaged.
 
 Train on the clusters with data.source = dict(name='units', path=UNITS, source=dict(name='audio',
 path=D)), as such a C has it, preprocessing.units_per_second as printed and objective.num_clusters
-as asked for. Where clips have labels, it is printed what clusters say about them: purity, the
-accuracy of guessing a frame's label by its cluster, and the part of the labels' entropy that
-clusters tell (PNMI).
+as asked for. --normalize gives the frames of every clip mean 0 and variance 1 first, so that
+clusters are less of who speaks and more of what is said, in clips of several words. Where clips
+have labels, it is printed what clusters say about them: purity, the accuracy of guessing a frame's
+label by its cluster, and the part of the labels' entropy that clusters tell (PNMI).
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Clusters, and writes a directory of units."""
     flags = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    frames = _of_mfcc(flags.rate) if flags.model is None else _of_model(flags.model, flags.layer)
+    if flags.model is None:
+        frames = _of_mfcc(flags.rate, flags.normalize)
+    else:
+        frames = _of_model(flags.model, flags.layer, flags.normalize)
     if flags.config is not None:
         source = _training_source(flags.config, frames.preprocessing)
         clips = lenient(source, frames.preprocessing, frames.least)
@@ -104,6 +108,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--features", choices=("mfcc",), help="what to cluster in its place")
     parser.add_argument("--layer", type=int, help="of --model, from 0; without it the final frames")
     parser.add_argument("--rate", type=int, default=16000, help="samples per second, of --features")
+    parser.add_argument("--normalize", action="store_true", help="the frames of every clip")
     parser.add_argument("--clusters", type=int, required=True, help="how many")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", help="clips")
@@ -137,7 +142,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
-def _of_mfcc(rate: int) -> Frames:
+def _of_mfcc(rate: int, normalize: bool = False) -> Frames:
     from encoders.data.audio import AudioPreprocessing
     from encoders.layers.spectrogram import hubert_mfcc
 
@@ -146,23 +151,31 @@ def _of_mfcc(rate: int) -> Frames:
 
     def frames(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
         mask = preprocessing.encoder_inputs(batch)[1]["mask"]
-        return hubert_mfcc(batch["waveform"], mask, sample_rate=rate)
+        return hubert_mfcc(batch["waveform"], mask, sample_rate=rate, normalize=normalize)
 
-    return Frames(frames, {}, preprocessing, least, 100.0, {"features": "mfcc"})
+    made_of = {"features": "mfcc", "normalized": normalize}
+    return Frames(frames, {}, preprocessing, least, 100.0, made_of)
 
 
-def _of_model(path: str, layer: int | None) -> Frames:
+def _of_model(path: str, layer: int | None, normalize: bool = False) -> Frames:
     import encoders
+    from encoders.layers.norm import normalized_over_time
 
     encoder = encoders.load(path)
     preprocessing, module = preprocessing_of(encoder, path), encoder.module
+    of_model = frames_of(module, preprocessing, layer)
+
+    def frames(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+        tokens, real = of_model(variables, batch)
+        return normalized_over_time(tokens, real) if normalize else tokens, real
+
     return Frames(
-        frames_of(module, preprocessing, layer),
+        frames,
         encoder.variables,
         preprocessing,
         module.receptive_field,
         preprocessing.sample_rate / module.stride,
-        {"model": path, "layer": layer},
+        {"model": path, "layer": layer, "normalized": normalize},
     )
 
 
@@ -185,9 +198,9 @@ def _training_source(config: str, preprocessing: Any) -> Any:
 def _without_units(section: Mapping[str, Any]) -> Mapping[str, Any]:
     if section["name"] == "mixture":
         return {**section, "sources": tuple(map(_without_units, section["sources"]))}
-    if section["name"] in ("units", "joined"):  # what is joined has the units of its parts
+    if section["name"] == "units":
         part = {name: section[name] for name in ("start", "stop") if name in section}
-        return {**part, **_without_units(section["source"])}
+        return {**part, **section["source"]}
     return section
 
 

@@ -118,3 +118,12 @@ class BatchNorm(nn.Module):
             y = y * self.param("scale", self.scale_init, (dim,))
             y = y + self.param("bias", nn.initializers.zeros, (dim,))
         return y.astype(x.dtype)
+
+
+def normalized_over_time(x: jax.Array, real: jax.Array, eps: float = 1e-5) -> jax.Array:
+    """float32 x [B, T, D] with mean 0 and variance 1 over the real frames [B, T] of each clip."""
+    x, real = x.astype(jnp.float32), real[..., None]
+    count = jnp.maximum(real.sum(1, keepdims=True), 1)
+    centred = x - (x * real).sum(1, keepdims=True) / count
+    variance = (jnp.square(centred) * real).sum(1, keepdims=True) / count
+    return centred * jax.lax.rsqrt(variance + eps)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.errors import ConfigError
+from encoders.layers.norm import normalized_over_time
 
 MelScale = Literal["htk", "slaney"]
 KaldiWindow = Literal["povey", "hanning", "hamming"]
@@ -368,7 +369,11 @@ def deltas(features: jax.Array, mask: jax.Array, reach: int = 2) -> jax.Array:
 
 
 def hubert_mfcc(
-    waveform: jax.Array, mask: jax.Array | None = None, *, sample_rate: int = 16000
+    waveform: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    sample_rate: int = 16000,
+    normalize: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """What HuBERT's first clusters are of (arXiv 2106.07447, section IV.A), 100 frames a second.
 
@@ -378,10 +383,13 @@ def hubert_mfcc(
       waveform: [B, S] float in [-1, 1].
       mask: [B, S] bool, or None where all samples are real.
       sample_rate: Hz.
+      normalize: gives each cepstrum mean 0 and variance 1 over the clip, before deltas are taken;
+        in clips of several words that takes away much of who speaks. HuBERT does not.
 
     Returns:
       [B, T, 39] float32, and a mask of its frames.
     """
     cepstra, mask = kaldi_mfcc(waveform, mask, sample_rate=sample_rate)
+    cepstra = normalized_over_time(cepstra, mask) if normalize else cepstra
     first = deltas(cepstra, mask)
     return jnp.concatenate([cepstra, first, deltas(first, mask)], axis=-1), mask

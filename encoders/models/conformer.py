@@ -19,6 +19,7 @@ from encoders.layers.conformer import ConformerBlock, ConvNorm, conformer_flops
 from encoders.layers.convolution import Conv, convolution_flops
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
+from encoders.layers.norm import normalized_over_time
 from encoders.layers.position import rotary1d
 from encoders.layers.spectrogram import kaldi_fbank, num_frames, real_samples
 from encoders.layers.two_stream import distance_encodings
@@ -86,13 +87,8 @@ class Conformer(SpectrogramEncoder):
         x, _ = kaldi_fbank(waveform.astype(jnp.float32) * 32768, mask, **options)
         tokens, count = x.shape[1] // self.STACK, self.frames(real_samples(waveform, mask))
         x = x[:, : tokens * self.STACK]
-        frames = self.STACK * count[:, None, None]
-        where = jnp.arange(x.shape[1])[:, None] < frames
-        # At least one, or the statistics of an empty clip would be no numbers.
-        divisor = jnp.maximum(frames, 1)
-        mean = x.sum(1, keepdims=True, where=where) / divisor
-        variance = jnp.square(x - mean).sum(1, keepdims=True, where=where) / divisor
-        x = jnp.where(where, (x - mean) * jax.lax.rsqrt(variance + 1e-5), 0)
+        real = jnp.arange(x.shape[1]) < self.STACK * count[:, None]
+        x = jnp.where(real[..., None], normalized_over_time(x, real), 0)
         return x.reshape(x.shape[0], tokens, -1), jnp.arange(tokens) < count[:, None]
 
     def _embed(self, features: jax.Array, samples: jax.Array) -> jax.Array:

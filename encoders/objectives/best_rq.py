@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from encoders.errors import ConfigError
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
+from encoders.layers.norm import normalized_over_time
 from encoders.layers.quantizer import RandomQuantizer, perplexity
 from encoders.objectives.base import Batch
 from encoders.objectives.heads import cross_entropy
@@ -24,7 +25,6 @@ from encoders.objectives.speech import (
     MaskedSpeechObjective,
     at_frames,
     learns_features,
-    normalized,
     split_keys,
 )
 from encoders.types import Outcome
@@ -77,7 +77,7 @@ class BestRQ(MaskedSpeechObjective):
         features, real, _ = self.features(batch, train=train)
         mask_keys, noise_keys = split_keys(self.rng_per_example(batch), 2)
         hidden = self.hide(mask_keys, real, batch)
-        codes = self.quantizer(at_frames(normalized(features, real), hidden.frames))
+        codes = self.quantizer(at_frames(normalized_over_time(features, real), hidden.frames))
         scores = self.scores(batch, (features, real), hidden, noise_keys, train=train)
         weights, count = hidden.weights, hidden.weights.sum()
         losses = (cross_entropy(scores, codes).mean(-1) * weights).sum()

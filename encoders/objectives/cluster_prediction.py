@@ -17,7 +17,9 @@ import numpy as np
 from encoders.errors import ConfigError
 from encoders.layers.linear import Linear
 from encoders.layers.pooling import unit
+from encoders.layers.quantizer import perplexity
 from encoders.objectives.base import Batch
+from encoders.objectives.guard import Guard
 from encoders.objectives.heads import cross_entropy
 from encoders.objectives.span_masking import SpanMasking
 from encoders.objectives.speech import Hidden, MaskedSpeechObjective, at_frames, real_mean
@@ -35,8 +37,9 @@ class ClusterPrediction(MaskedSpeechObjective):
 
     Units come `units_per_second`; a frame has the unit of the time it begins at. -1 is no unit.
 
-    Metrics: 'accuracy' of hidden frames, 'feature_energy', and with an `unmasked_weight`
-    'unmasked_accuracy'.
+    Metrics: 'accuracy' of hidden frames; 'perplexity', how many clusters are told about equally
+    often, of the mean over them of the softmax of the scores; 'feature_energy'; and with an
+    `unmasked_weight` 'unmasked_accuracy'.
 
     Attributes:
       encoder, masking: see `MaskedSpeechObjective`.
@@ -45,6 +48,8 @@ class ClusterPrediction(MaskedSpeechObjective):
       logit_temperature: which cosines are divided by.
       unmasked_weight: of the loss of frames that are not hidden; 0 in the paper (section IV.C).
       feature_penalty: see above; 10 in the authors' code.
+      guard: stops a run that tells the same few clusters of everything; none by default, since what
+        is to be told is data.
       sample_rate, units_per_second: of the batch (supplied by the preprocessing).
     """
 
@@ -54,8 +59,14 @@ class ClusterPrediction(MaskedSpeechObjective):
     logit_temperature: float = 0.1
     unmasked_weight: float = 0.0
     feature_penalty: float = 10.0
+    guard: Guard = Guard()
     sample_rate: int = 16000
     units_per_second: float = 50.0
+
+    advice = (
+        "the encoder guesses what is most frequent of whatever it hears: lower optimizer.lr, or "
+        "warm up longer"
+    )
 
     def setup(self) -> None:
         self.project = Linear(self.projection_dim)
@@ -80,15 +91,17 @@ class ClusterPrediction(MaskedSpeechObjective):
         features, real, energy = front
         encoded = self.encode(batch, features=(features, real), masked=hidden.mask, train=train)
         units = self.units_of(batch, features.shape[1])
-        losses, correct, counts = self._told(
+        losses, correct, counts, shares = self._told(
             at_frames(encoded.tokens, hidden.frames),
             at_frames(units, hidden.frames),
             hidden.weights,
         )
-        metrics = {"accuracy": (correct.sum(), counts.sum())}
+        count = counts.sum()
+        used = perplexity(shares.sum(0, keepdims=True) / jnp.maximum(count, 1))
+        metrics = {"accuracy": (correct.sum(), count), "perplexity": (used * count, count)}
         if self.unmasked_weight:
             valid = hidden.weights.any(-1, keepdims=True)
-            more, right, others = self._told(encoded.tokens, units, real & ~hidden.mask & valid)
+            more, right, others, _ = self._told(encoded.tokens, units, real & ~hidden.mask & valid)
             losses, counts = losses + self.unmasked_weight * more, counts + others
             metrics["unmasked_accuracy"] = (right.sum(), others.sum())
         total = losses.sum()
@@ -115,12 +128,15 @@ class ClusterPrediction(MaskedSpeechObjective):
     def _told(
         self, tokens: jax.Array, units: jax.Array, weights: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Sums over the frames of every example [B]: losses, right answers, and frames."""
+        """Sums over the frames of every example: losses, right answers and frames [B], and of the
+        softmax of the scores [B, V].
+        """
         weights = weights * (units >= 0).astype(jnp.float32)
         scores = self.scores(tokens)
         losses = cross_entropy(scores, jnp.maximum(units, 0)) * weights
         correct = (scores.argmax(-1) == units) * weights
-        return losses.sum(-1), correct.sum(-1), weights.sum(-1)
+        shares = (jax.nn.softmax(scores) * weights[..., None]).sum(-2)
+        return losses.sum(-1), correct.sum(-1), weights.sum(-1), shares
 
     def check_source(self, source: Any) -> None:
         """Raises a ConfigError where there are no units, or of more clusters than can be told."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from encoders.errors import ConfigError
 from encoders.layers.linear import Linear
+from encoders.layers.norm import normalized_over_time
 from encoders.objectives.base import Batch, Momentum
 from encoders.objectives.guard import Guard
 from encoders.objectives.speech import (
@@ -21,7 +22,6 @@ from encoders.objectives.speech import (
     MaskedSpeechObjective,
     at_frames,
     feature_flops,
-    normalized,
 )
 from encoders.types import Outcome
 
@@ -112,7 +112,7 @@ class Data2Vec(MaskedSpeechObjective):
             mutable=["intermediates"],
         )
         outputs = mlp_outputs(kept["intermediates"]["encoder"], depth)[-self.top_layers :]
-        return sum(normalized(x, features[1]) for x in outputs) / self.top_layers
+        return sum(normalized_over_time(x, features[1]) for x in outputs) / self.top_layers
 
     def flops(self, samples: int) -> float:
         """Forward FLOPs per example; the teacher's count a third, as it has no backward pass.

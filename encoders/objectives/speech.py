@@ -134,12 +134,3 @@ def at_frames(values: jax.Array, frames: jax.Array) -> jax.Array:
 def real_mean(values: jax.Array, real: jax.Array) -> jax.Array:
     """[B], the mean of every example's values [B, T] over its real frames [B, T]."""
     return (values * real).sum(-1) / jnp.maximum(real.sum(-1), 1)
-
-
-def normalized(x: jax.Array, real: jax.Array, eps: float = 1e-5) -> jax.Array:
-    """float32 x [B, T, D] with mean 0 and variance 1 over the real frames [B, T] of each clip."""
-    x, real = x.astype(jnp.float32), real[..., None]
-    count = jnp.maximum(real.sum(1, keepdims=True), 1)
-    centred = x - (x * real).sum(1, keepdims=True) / count
-    variance = (jnp.square(centred) * real).sum(1, keepdims=True) / count
-    return centred * jax.lax.rsqrt(variance + eps)

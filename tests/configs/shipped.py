@@ -21,7 +21,7 @@ PARTS = {
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in PARTS)
 VARIANTS = [
     "vit_s16_in1k:300", "mae_l16_in1k:scan,remat", "mae_b16_in1k:v5p", "mae_b16_in1k:h200",
-    "siglip_b16:naflex", "demo_speech:ctc",
+    "siglip_b16:naflex", "demo_speech:ctc", "demo_speech:contrast",
 ]  # fmt: skip
 SPECS = sorted([*NAMES, *VARIANTS])
 

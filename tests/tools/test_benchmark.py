@@ -105,13 +105,15 @@ def test_clips_with_transcripts_and_units_are_there(name):
 
 
 def test_buckets_are_fed_with_a_step_for_each_length(monkeypatch):
-    prepared = benchmark._prepared(shipped.load("demo_speech"), flags(with_data=True))
+    config = shipped.load("demo_speech:contrast")
+    config.preprocessing.bucket_samples = (3200, 4800, 16000)
+    prepared = benchmark._prepared(config, flags(with_data=True))
     step, met = object.__new__(benchmark._Step), []
     step.experiment = Experiment(prepared)
     step._state, step._compiled, step._rows = {}, None, 8
 
     def compile_steps(experiment, state, batches):
-        assert [batch["waveform"].shape[1] for batch in batches] == [3200, 4800, 12000]
+        assert [batch["waveform"].shape[1] for batch in batches] == [3200, 4800, 16000]
         return lambda state, batch: (state, met.append(batch["waveform"].shape)), 1.0
 
     monkeypatch.setattr(loop, "compile_steps", compile_steps)

@@ -5,6 +5,7 @@ from encoders.data.sources.audio import Audio
 from encoders.data.sources.base import CorruptExample, Source
 from encoders.data.sources.embedded import Embedded
 from encoders.data.sources.folder import Folder
+from encoders.data.sources.joined import Joined
 from encoders.data.sources.mixture import Mixture
 from encoders.data.sources.pairs import Pairs
 from encoders.data.sources.python_code import PythonCode
@@ -23,6 +24,7 @@ SOURCES = {
     "audio": Audio,
     "embedded": Embedded,
     "folder": Folder,
+    "joined": Joined,
     "mixture": Mixture,
     "pairs": Pairs,
     "python_code": PythonCode,

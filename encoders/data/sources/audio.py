@@ -109,6 +109,13 @@ class Audio(Source):
         lengths = self.clips.lengths(sample_rate)
         return lengths[indices if self._chosen is None else self._chosen[indices]]
 
+    def speakers_of(self) -> np.ndarray | None:
+        """int32 [N] speaker of each clip, -1 for unknown ones; None where all are unknown."""
+        if self._speakers is None:
+            return None
+        indices = self._permuted(np.arange(len(self)))
+        return self._speakers[indices if self._chosen is None else self._chosen[indices]]
+
     def _count(self) -> int:
         return len(self.clips) if self._chosen is None else len(self._chosen)
 

@@ -1,0 +1,111 @@
+"""Clips of one speaker after another, such as rows of digits from single ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from encoders.config import build
+from encoders.data import sound
+from encoders.data.sources.base import CorruptExample, Source, read
+from encoders.data.transforms.audio import DecodeAudio
+from encoders.errors import ConfigError
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Joined(Source):
+    """Clips of another source side by side: words that are short alone make sentences.
+
+    An example begins with a clip of the other source; others of the same speaker follow, and all
+    are played at one speed, which moves pitch and formants along: a voice that is not in the data
+    (Ko et al., Audio Augmentation for Speech Recognition, Interspeech 2015). Training draws them
+    anew every time the example comes; evaluation, and the source 'units' around this one, have it
+    as it always is.
+
+    It is {'waveform': int16 [samples], 'transcript': str, 'speaker': int}, the transcript only
+    where every clip has one.
+
+    Attributes:
+      source: config section of the other, which knows speakers.
+      count: clips of an example.
+      copies: examples that begin with the same clip.
+      speed: least and most, of which one is drawn, its logarithm uniformly; None for 1.
+      preprocessing: of the run (supplied).
+    """
+
+    source: Mapping[str, Any]
+    count: int
+    copies: int = 1
+    speed: tuple[float, float] | None = None
+    preprocessing: Any = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        from encoders.data.sources import SOURCES  # which holds this class too
+
+        for name in ("count", "copies"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"data.source.{name}: expected a number from 1, got {getattr(self, name)}."
+                )
+        if self.speed is not None and not 0 < self.speed[0] <= self.speed[1]:
+            raise ConfigError(
+                f"data.source.speed: expected 0 < least <= most, got {self.speed[0]} and "
+                f"{self.speed[1]}."
+            )
+        context = {"preprocessing": self.preprocessing}
+        self.clips = build(SOURCES, dict(self.source), "data.source.source", **context)
+        speakers = getattr(self.clips, "speakers_of", lambda: None)()
+        if speakers is None or (speakers < 0).any():
+            raise ConfigError(
+                "data.source.source: 'joined' puts clips of one speaker side by side, and the "
+                f"speakers of this '{self.source.get('name')}' are not all known."
+            )
+        self._speakers = speakers
+        self._of = {number: np.flatnonzero(speakers == number) for number in np.unique(speakers)}
+        self._decode = DecodeAudio(preprocessing=self.preprocessing)
+        super().__post_init__()
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """The example at an index with other clips behind the first, at another speed.
+
+        Raises:
+          CorruptExample: one of the clips is.
+        """
+        return self._join(self._locate(index), rng)
+
+    def _join(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        first = index % len(self.clips)
+        same = self._of[self._speakers[first]]
+        clips = [
+            self._clip(number, rng)
+            for number in (first, *rng.choice(same, self.count - 1).tolist())
+        ]
+        waveform = np.concatenate([clip["waveform"] for clip in clips])
+        if self.speed is not None:
+            speed = math.exp(rng.uniform(*np.log(self.speed)))
+            waveform = sound.resample(waveform, speed, 1.0)
+        found = {"waveform": waveform, "speaker": int(self._speakers[first])}
+        if all(isinstance(clip.get("transcript"), str) for clip in clips):
+            found["transcript"] = " ".join(clip["transcript"] for clip in clips)
+        return found
+
+    def _clip(self, number: int, rng: np.random.Generator) -> dict[str, Any]:
+        try:
+            return self._decode(read(self.clips, number, rng), rng)
+        except CorruptExample as error:
+            raise CorruptExample(f"{self.clips.describe(number)}: {error}") from error
+
+    def _count(self) -> int:
+        return self.copies * len(self.clips)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        return self._join(index, np.random.default_rng(index))
+
+    def _describe(self, index: int) -> str:
+        copy, first = divmod(index, len(self.clips))
+        again = f", copy {copy + 1}" if copy else ""
+        return f"clips from {self.clips.describe(first)} on{again}"
