@@ -20,7 +20,7 @@ from configs import hardware, text
 def get_config(arg=None):
     config = ConfigDict()
     config.seed = 0
-    config.duration = {"steps": 600}
+    config.duration = {"steps": 850}
     config.batch_size = 64
     config.preprocessing = dict(
         name="text", tokenizer="sample:peps/tokenizer.json", max_length=64, token_types=False
