@@ -19,13 +19,17 @@ demo-clip: $(VENV)/.installed
 	$(RUN) -m launch.local --config configs/demo_clip.py --workdir runs/demo_clip
 	$(RUN) -m tools.report --workdir runs/demo_clip
 
-demo-speech: $(VENV)/.installed
+demo-speech: $(VENV)/.installed runs/demo_speech_units
 	$(RUN) -m launch.local --config configs/demo_speech.py --workdir runs/demo_speech
 	$(RUN) -m launch.local --config configs/demo_speech.py:ctc --workdir runs/demo_speech_ctc
 	$(RUN) -m launch.local --config configs/demo_speech.py:scratch --workdir runs/demo_speech_scratch
 	$(RUN) -m tools.report --workdir runs/demo_speech
 	$(RUN) -m tools.report --workdir runs/demo_speech_ctc
 	$(RUN) -m tools.report --workdir runs/demo_speech_scratch
+
+runs/demo_speech_units: | $(VENV)/.installed
+	$(RUN) -m tools.cluster --features mfcc --rate 8000 --normalize --clusters 100 --fraction 0.25 \
+	  --config configs/demo_speech.py --output $@
 
 test: $(VENV)/.tested lint
 	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder

@@ -87,9 +87,7 @@ def get_config(arg=None):
         weight_decay=0.01,
         clip=1.0,
     )
-    probe = dict(
-        name="linear_probe", feature="weighted_sum", batch_size=64, baselines=("mfcc", "random")
-    )
+    probe = dict(name="linear_probe", feature="mean", batch_size=64, baselines=("mfcc", "random"))
     held_out = digits("train", speakers=HELD_OUT)
     config.evaluators = {
         "digits": dict(probe, train=seen, test=held_out),
@@ -131,7 +129,7 @@ def _spelling(config, scratch):
     config.duration = {"steps": 600}
     config.preprocessing.update(characters="letters", max_targets=32, samples_per_frame=160)
     config.data.source = config.data.source.source
-    config.data.source.update(count=3, copies=1)
+    config.data.source.update(count=2, copies=1)
     decode, crop = config.data.transforms
     config.data.transforms = (decode, dict(name="spell_transcript"), crop)
     config.objective = dict(
