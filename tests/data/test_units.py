@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from encoders.config import build
-from encoders.data import SOURCES, CorruptExample
+from encoders.data import SOURCES, AudioPreprocessing, CorruptExample
 from encoders.data.sources.base import Source
+from encoders.data.sources.buckets import in_buckets
 from encoders.data.sources.mixture import Mixture
 from encoders.data.sources.units import Units
 from encoders.data.units import UnitStore, write_units
@@ -90,6 +91,9 @@ def test_mixtures_of_units(path, tmp_path):
 
 
 def test_errors(path, tmp_path):
+    short = AudioPreprocessing(bucket_samples=(8, 16), min_samples=8, max_samples=16)
+    with pytest.raises(ConfigError, match=r"how long its clips are, .* got Clips"):
+        in_buckets(open_source(path), short, 2)
     with pytest.raises(ConfigError, match=r"units_per_second: .* has 50, got 100"):
         open_source(path, Expected(100.0))
     with pytest.raises(DataError, match=r"none of the clips .* 'clip 0' there and 'clip 7' here"):

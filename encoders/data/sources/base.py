@@ -136,6 +136,21 @@ def read(source: Any, index: int, rng: np.random.Generator) -> dict[str, Any]:
     return source[index] if draw is None else draw(index, rng)
 
 
+def lengths_of(source: Any, sample_rate: int) -> np.ndarray:
+    """int64 [N] samples of each of a source's clips at a rate.
+
+    Raises:
+      ConfigError: the source does not know them.
+    """
+    find = getattr(source, "lengths", None)
+    if find is None:
+        raise ConfigError(
+            f"preprocessing.bucket_samples: expected a source that knows how long its clips are, "
+            f"such as 'audio', got {type(source).__name__}."
+        )
+    return np.asarray(find(sample_rate))
+
+
 def epoch_order(positions: np.ndarray, size: int, seed: int, shuffle: bool) -> np.ndarray:
     """[B] positions -> [B] indices, where epoch p // size is shuffled by a key of its own."""
     positions = np.asarray(positions, np.int64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.data.sources.base import Source, epoch_order, read
+from encoders.data.sources.base import Source, epoch_order, lengths_of, read
 from encoders.data.sources.mixture import place, seed_of, shares_of
 from encoders.errors import ConfigError
 
@@ -67,13 +67,7 @@ class Buckets:
         batch_size: int,
         least: int = 1,
     ):
-        find = getattr(source, "lengths", None)
-        if find is None:
-            raise ConfigError(
-                f"preprocessing.bucket_samples: expected a source that knows how long its clips "
-                f"are, such as 'audio', got {type(source).__name__}."
-            )
-        lengths = np.asarray(find(sample_rate))
+        lengths = lengths_of(source, sample_rate)
         numbers = np.minimum(np.searchsorted(sizes, lengths), len(sizes) - 1)
         usable = lengths >= least
         numbers[~usable] = np.bincount(numbers[usable], minlength=1).argmax()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from encoders.config import build
-from encoders.data.sources.base import Source, read
+from encoders.data.sources.base import Source, lengths_of, read
 from encoders.errors import ConfigError
 
 
@@ -94,13 +94,7 @@ class Mixture:
                 "preprocessing.bucket_samples: buckets take every clip as often as any other; "
                 "leave out the weights of the mixture."
             )
-        for source in self.sources:
-            if not hasattr(source, "lengths"):
-                raise ConfigError(
-                    f"preprocessing.bucket_samples: expected sources that know how long their "
-                    f"clips are, such as 'audio', got {type(source).__name__}."
-                )
-        return np.concatenate([source.lengths(sample_rate) for source in self.sources])
+        return np.concatenate([lengths_of(source, sample_rate) for source in self.sources])
 
     @property
     def clusters(self) -> int | None:

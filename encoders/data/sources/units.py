@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from encoders.config import build
-from encoders.data.sources.base import CorruptExample, Source
+from encoders.data.sources.base import CorruptExample, Source, lengths_of
 from encoders.data.units import UnitStore
 from encoders.errors import ConfigError, DataError
 
@@ -68,8 +68,12 @@ class Units(Source):
         return self.clips.class_names
 
     def lengths(self, sample_rate: int) -> np.ndarray:
-        """int64 [N] samples of each clip at a rate, as the other source knows them."""
-        return self.clips.lengths(sample_rate)[self._permuted(np.arange(len(self)))]
+        """int64 [N] samples of each clip at a rate.
+
+        Raises:
+          ConfigError: the other source does not know them.
+        """
+        return lengths_of(self.clips, sample_rate)[self._permuted(np.arange(len(self)))]
 
     def _count(self) -> int:
         return len(self.clips)
