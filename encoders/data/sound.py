@@ -139,6 +139,11 @@ def clip_of(
     if not len(samples):
         raise CorruptExample("no samples")
     waveform = resample(to_int16(samples), rate, wanted)
+    check_length(waveform, least)
+    return waveform
+
+
+def check_length(waveform: np.ndarray, least: int) -> None:
+    """Raises a CorruptExample where there are fewer samples."""
     if len(waveform) < least:
         raise CorruptExample(f"{len(waveform)} samples, expected at least {least}")
-    return waveform

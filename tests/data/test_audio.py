@@ -47,6 +47,7 @@ def test_a_folder_of_classes(tmp_path, ending):
     source = Audio(path=str(tmp_path))
     assert source.class_names == ("no", "yes")
     assert [source[i]["label"] for i in range(2)] == [0, 1]
+    assert source.speakers_of() is None
     assert source.lengths(RATE).tolist() == [1000, 1001]
     assert source.lengths(RATE // 2).tolist() == [500, 501]
     example = decoded(tmp_path)
@@ -140,8 +141,12 @@ def test_samples_that_ship():
     assert len(source.speaker_names) == 6
     labels = [test[i]["label"] for i in range(300)]
     assert np.bincount(labels).tolist() == [30] * 10
-    two = Audio(path="sample:digits", split="test", speakers=("theo", "lucas"))
-    assert {two[i]["speaker"] for i in range(0, 100, 7)} == {2, 4}
+    chosen = dict(path="sample:digits", split="test", speakers=("theo", "lucas"))
+    for fields in ({}, {"start": 0.3, "stop": 0.7}):
+        part = Audio(**chosen, **fields)
+        speakers = [part[i]["speaker"] for i in range(len(part))]
+        assert set(speakers) == {2, 4}
+        assert part.speakers_of().tolist() == speakers
     spoken = AudioPreprocessing(
         sample_rate=8000, max_samples=8000, characters="letters", samples_per_frame=160
     )

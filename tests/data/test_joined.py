@@ -1,6 +1,7 @@
 """Clips of one speaker after another: samples and transcripts of the whole."""
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -66,6 +67,9 @@ def test_an_example_is_clips_of_one_speaker():
     np.testing.assert_array_equal(one[4]["waveform"], np.full(90, 4))
     again = [source[2]["transcript"] for _ in range(5)]
     assert len(set(again)) == 1  # as evaluation reads it
+    sent = pickle.loads(pickle.dumps(source))  # to a worker
+    drawn = [read(one, 2, np.random.default_rng(7))["transcript"] for one in (source, sent, source)]
+    assert len(set(drawn)) == 1
 
 
 def test_copies_differ_and_have_a_speed_each():
@@ -83,6 +87,8 @@ def test_what_not_every_clip_has_is_left_out():
 
 
 def test_a_clip_that_cannot_be_used_is_named(monkeypatch):
+    with pytest.raises(CorruptExample, match=r"^45 samples, expected at least 80"):
+        joined(count=1, speed=(2.0, 2.0))[4]
     monkeypatch.setattr(Words, "_describe", lambda self, index: f"clip {index}", raising=False)
     monkeypatch.setattr(
         joined().clips.__class__, "_read", lambda self, index: {"audio": np.zeros(40, np.int16)}

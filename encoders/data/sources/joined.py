@@ -65,7 +65,9 @@ class Joined(Source):
                 f"speakers of this '{self.source.get('name')}' are not all known."
             )
         self._speakers = speakers
-        self._of = {number: np.flatnonzero(speakers == number) for number in np.unique(speakers)}
+        numbers, counts = np.unique(speakers, return_counts=True)
+        order = np.argsort(speakers, kind="stable")
+        self._of = dict(zip(numbers, np.split(order, counts.cumsum()[:-1]), strict=True))
         self._decode = DecodeAudio(preprocessing=self.preprocessing)
         super().__post_init__()
 
@@ -73,7 +75,7 @@ class Joined(Source):
         """The example at an index with other clips behind the first, at another speed.
 
         Raises:
-          CorruptExample: one of the clips is.
+          CorruptExample: one of the clips is, or the whole is too short at its speed.
         """
         return self._join(self._locate(index), rng)
 
@@ -88,6 +90,7 @@ class Joined(Source):
         if self.speed is not None:
             speed = math.exp(rng.uniform(*np.log(self.speed)))
             waveform = sound.resample(waveform, speed, 1.0)
+        sound.check_length(waveform, self.preprocessing.min_samples)
         found = {"waveform": waveform, "speaker": int(self._speakers[first])}
         if all(isinstance(clip.get("transcript"), str) for clip in clips):
             found["transcript"] = " ".join(clip["transcript"] for clip in clips)
