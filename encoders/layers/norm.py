@@ -121,9 +121,13 @@ class BatchNorm(nn.Module):
 
 
 def normalized_over_time(x: jax.Array, real: jax.Array, eps: float = 1e-5) -> jax.Array:
-    """float32 x [B, T, D] with mean 0 and variance 1 over the real frames [B, T] of each clip."""
+    """float32 x [B, T, D] with mean 0 and variance 1 over the real frames [B, T] of each clip.
+
+    What is not real is zero.
+    """
     x, real = x.astype(jnp.float32), real[..., None]
     count = jnp.maximum(real.sum(1, keepdims=True), 1)
-    centred = x - (x * real).sum(1, keepdims=True) / count
-    variance = (jnp.square(centred) * real).sum(1, keepdims=True) / count
+    mean = x.sum(1, keepdims=True, where=real) / count
+    centred = jnp.where(real, x - mean, 0)
+    variance = jnp.square(centred).sum(1, keepdims=True) / count
     return centred * jax.lax.rsqrt(variance + eps)

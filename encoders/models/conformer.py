@@ -88,8 +88,8 @@ class Conformer(SpectrogramEncoder):
         tokens, count = x.shape[1] // self.STACK, self.frames(real_samples(waveform, mask))
         x = x[:, : tokens * self.STACK]
         real = jnp.arange(x.shape[1]) < self.STACK * count[:, None]
-        x = jnp.where(real[..., None], normalized_over_time(x, real), 0)
-        return x.reshape(x.shape[0], tokens, -1), jnp.arange(tokens) < count[:, None]
+        x = normalized_over_time(x, real).reshape(x.shape[0], tokens, -1)
+        return x, jnp.arange(tokens) < count[:, None]
 
     def _embed(self, features: jax.Array, samples: jax.Array) -> jax.Array:
         batch, tokens = features.shape[:2]

@@ -11,7 +11,7 @@ import pytest
 
 from encoders import rules
 from encoders.data.characters import Characters
-from encoders.errors import ConfigError
+from encoders.errors import CollapseError, ConfigError
 from encoders.layers.quantizer import RandomQuantizer
 from encoders.layers.stack import stack_layers
 from encoders.models.conformer import Conformer
@@ -22,6 +22,7 @@ from encoders.objectives.classification import Classification
 from encoders.objectives.cluster_prediction import ClusterPrediction
 from encoders.objectives.ctc import CTC, ctc_losses
 from encoders.objectives.data2vec import Data2Vec, deviation
+from encoders.objectives.guard import Guard, Watch
 from encoders.objectives.span_masking import SpanMasking
 from encoders.objectives.speech_contrast import SpeechContrast
 from encoders.training.step import cast_params
@@ -101,7 +102,8 @@ def test_clusters_are_told_by_cosines():
         tokens = objective.encode(batch, features=front[:2], masked=mask).tokens
         return objective.loss(batch, front, hidden), tokens, front[1:]
 
-    outcome, tokens, (real, energy) = jax.device_get(jax.jit(run)(params))
+    run = jax.jit(run)
+    outcome, tokens, (real, energy) = jax.device_get(run(params))
     found = tokens @ params["project"]["kernel"] + params["project"]["bias"]
     found /= np.linalg.norm(found, axis=-1, keepdims=True)
     clusters = params["embeddings"] / np.linalg.norm(params["embeddings"], axis=1, keepdims=True)
@@ -114,6 +116,20 @@ def test_clusters_are_told_by_cosines():
     close(outcome.loss, np.float32(expected), 1e-3)
     assert outcome.weight == counts.sum()
     assert outcome.metrics["accuracy"][1] == (counts & mask).sum()
+    told = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    shares = told[counts & mask].mean(0)
+    total, weight = outcome.metrics["perplexity"]
+    close(total / weight, np.float32(np.exp(-(shares * np.log(shares)).sum())))
+    assert weight == (counts & mask).sum()
+
+    # One that guesses a single cluster whatever it hears.
+    still = {"kernel": np.zeros((12, 6), "f4"), "bias": np.ones(6, "f4")}
+    single = np.repeat(np.where(np.arange(7) == 3, 1, -1).astype("f4")[:, None], 6, 1)
+    total, weight = run({**params, "project": still, "embeddings": single})[0].metrics["perplexity"]
+    close(total / weight, np.float32(1), 1e-3)
+    watch = Watch(Guard({"perplexity": 2.0}, patience=1), module.advice)
+    with pytest.raises(CollapseError, match="guesses what is most frequent of whatever it hears"):
+        watch.look(1, {"perplexity": float(total / weight)})
 
 
 def test_units_of_another_rate_are_those_of_the_time():

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -70,7 +71,7 @@ def test_clusters_of_cepstra_tell_pitches_apart(folder, tmp_path, capsys):
     assert "1 clip left out, such as" in out
     store = UnitStore(output)
     info = json.loads((output / "info.json").read_text())
-    assert info["features"] == "mfcc"
+    assert (info["features"], info["normalized"]) == ("mfcc", False)
     assert info["pnmi"] == pytest.approx(1, abs=1e-6)
     sizes = dict(zip(names(store.names), map(store.get, store.names), strict=True))
     assert sizes["1b.wav"] is None
@@ -79,19 +80,27 @@ def test_clusters_of_cepstra_tell_pitches_apart(folder, tmp_path, capsys):
     assert sizes["9.wav"][0] == sizes["5.wav"][0]
     with pytest.raises(ConfigError, match=r"--output .* exists"):
         cluster.main(["--features", "mfcc", *flags])
+    normalized = cluster._of_mfcc(RATE, normalize=True)
+    wave = np.random.default_rng(0).normal(size=(1, 1200)).astype(np.float32)
+    batch = {"waveform": wave, "length": np.array([1200], np.int32)}
+    found, _ = jax.jit(normalized.function)({}, batch)
+    np.testing.assert_allclose(found[0, :, :13].mean(0), 0, atol=1e-5)
+    assert normalized.made_of["normalized"]
 
 
 def test_clusters_of_a_layer(folder, tmp_path, capsys):
     output = tmp_path / "units"
     flags = ["--clusters", "5", "--data", str(folder), "--output", str(output), "--seed", "1"]
-    cluster.main(["--model", HUBERT, "--layer", "1", "--fraction", "0.6", *flags])
+    cluster.main(["--model", HUBERT, "--layer", "1", "--normalize", "--fraction", "0.6", *flags])
     encoder = encoders.load(HUBERT)
     assert f"{RATE / encoder.module.stride:g} a second" in capsys.readouterr().out
     centroids = np.load(output / "centroids.npy")
     store = UnitStore(output)
+    assert (store.info["layer"], store.info["normalized"]) == (1, True)
     name = next(name for name in store.names if name.endswith("4.wav"))
     waveform = soundfile.read(name, dtype="int16")[0]
     frames = np.asarray(encoder(waveform[None], layers=(1,)).hidden[1][0])
+    frames = (frames - frames.mean(0)) / np.sqrt(frames.var(0) + 1e-5)
     distance = np.square(frames[:, None] - centroids).sum(-1)
     chosen = np.take_along_axis(distance, store.get(name)[:, None], 1)[:, 0]
     np.testing.assert_allclose(chosen, distance.min(1), atol=1e-4)
