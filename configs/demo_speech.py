@@ -87,7 +87,7 @@ def get_config(arg=None):
         weight_decay=0.01,
         clip=1.0,
     )
-    probe = dict(name="linear_probe", feature="mean", batch_size=64, baselines=("mfcc", "random"))
+    probe = dict(name="linear_probe", feature="max", batch_size=64, baselines=("mfcc", "random"))
     held_out = digits("train", speakers=HELD_OUT)
     config.evaluators = {
         "digits": dict(probe, train=seen, test=held_out),

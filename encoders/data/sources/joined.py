@@ -110,5 +110,7 @@ class Joined(Source):
 
     def _describe(self, index: int) -> str:
         copy, first = divmod(index, len(self.clips))
-        again = f", copy {copy + 1}" if copy else ""
-        return f"clips from {self.clips.describe(first)} on{again}"
+        # All that decides which samples it is: units of others are not to be found by its name.
+        of = f"{self.count} of {len(self.clips)} clips from {self.clips.describe(first)} on"
+        speed = "" if self.speed is None else f" at {self.speed[0]:g} to {self.speed[1]:g}"
+        return f"{of}{speed}" + (f", copy {copy + 1}" if copy else "")
