@@ -87,11 +87,13 @@ def get_config(arg=None):
         weight_decay=0.01,
         clip=1.0,
     )
-    probe = dict(name="linear_probe", feature="max", batch_size=64, baselines=("mfcc", "random"))
+    probe = dict(name="linear_probe", batch_size=64, baselines=("mfcc", "random"))
     held_out = digits("train", speakers=HELD_OUT)
     config.evaluators = {
-        "digits": dict(probe, train=seen, test=held_out),
-        "speakers": dict(probe, train=digits("train"), test=digits("test"), target="speaker"),
+        "digits": dict(probe, feature="max", train=seen, test=held_out),
+        "speakers": dict(
+            probe, feature="mean", train=digits("train"), test=digits("test"), target="speaker"
+        ),
     }
     config.checkpoint = dict(every={"percent": 50}, keep_last=1)
     config.log = dict(every={"steps": 20})
