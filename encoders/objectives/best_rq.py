@@ -38,7 +38,8 @@ class BestRQ(MaskedSpeechObjective):
     of its clip; without that few codes would be in use. The encoder gets the frames as they are,
     with normal noise in place of hidden ones.
 
-    Metrics: 'accuracy', and 'perplexity' of the codes of hidden frames, averaged over codebooks.
+    Metrics: 'accuracy', and 'perplexity' of the codes of hidden frames in each micro-batch by
+    itself, averaged over these and over codebooks.
 
     Attributes:
       encoder: an encoder whose features are fixed, a spectrogram; those that it learns could be

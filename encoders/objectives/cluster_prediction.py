@@ -38,8 +38,8 @@ class ClusterPrediction(MaskedSpeechObjective):
     Units come `units_per_second`; a frame has the unit of the time it begins at. -1 is no unit.
 
     Metrics: 'accuracy' of hidden frames; 'perplexity', how many clusters are told about equally
-    often, of the mean over them of the softmax of the scores; 'feature_energy'; and with an
-    `unmasked_weight` 'unmasked_accuracy'.
+    often, of the mean over them of the softmax of the scores, in each micro-batch by itself, which
+    are then averaged; 'feature_energy'; and with an `unmasked_weight` 'unmasked_accuracy'.
 
     Attributes:
       encoder, masking: see `MaskedSpeechObjective`.
