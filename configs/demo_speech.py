@@ -31,6 +31,9 @@ VARIANTS = ("second", "contrast", "ctc", "scratch")
 
 def get_config(arg=None):
     names = (arg or "").split(",")
+    chosen = [name for name in names if name in VARIANTS]
+    if len(chosen) > 1:
+        raise ValueError(f"{chosen[0]!r} and {chosen[1]!r} are variants of demo_speech; name one")
     config = ConfigDict()
     config.seed = 0
     config.duration = {"steps": 1200}

@@ -48,6 +48,8 @@ def test_transforms_add_to_what_a_config_has_and_overrides_come_last():
     assert overridden.hardware.environment.XLA_FLAGS == "--x"
     with pytest.raises(ConfigError, match=r"unknown config argument 'h300'; known: .*'h200'"):
         shipped.load("vit_s16_in1k:300,h300")
+    with pytest.raises(ConfigError, match="'second' and 'ctc' are variants of demo_speech"):
+        shipped.load("demo_speech:second,ctc")
 
 
 def test_xla_knows_the_flags_and_jax_the_level():
