@@ -164,7 +164,8 @@ class AudioPreprocessing:
             "row": np.arange(rows, dtype=np.int32),
         }
 
-    def encoder_inputs(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    @staticmethod
+    def encoder_inputs(batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The arguments (positional, by name) that an encoder is called with for a batch."""
         waveform = batch["waveform"]
         mask = np.arange(waveform.shape[-1]) < batch["length"][..., None]

@@ -11,7 +11,7 @@ import numpy as np
 from encoders.data.images import Interpolation
 from encoders.data.transforms.geometry import CenterCrop, Decode, Resize
 from encoders.data.transforms.patches import ToPatches
-from encoders.errors import ConfigError
+from encoders.errors import ConfigError, DataError
 
 NORMALIZED = frozenset({"image", "waveform"})  # fields of batches that `normalize` is for
 
@@ -175,3 +175,14 @@ class Preprocessing:
             "name": "image",
             **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
         }
+
+
+def labels_of(batch: Mapping[str, Any]) -> Any:
+    """batch['label'] int32 [B], of whatever inputs.
+
+    Raises:
+      DataError: there are none.
+    """
+    if "label" not in batch:
+        raise DataError("classification needs labels; the examples of this source have none.")
+    return batch["label"]

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from encoders.errors import ConfigError, DataError
+from encoders.data.preprocessing import labels_of
+from encoders.errors import ConfigError
 from encoders.evaluation.base import Evaluator, batches, on_mesh, place
 
 
@@ -62,11 +63,10 @@ def _sums(
     given: tuple[tuple, dict[str, Any]],
 ) -> dict[str, jax.Array]:
     """Sums over a batch, of which `given` are what logits are of, positional and by name."""
-    if "label" not in batch:
-        raise DataError("classification needs labels; the examples of this source have none.")
+    labels = labels_of(batch)
     inputs, named = given
     logits = module.apply(variables, *inputs, **named, method="logits").astype(jnp.float32)
-    labels, valid = batch["label"], batch["valid"].astype(jnp.float32)
+    valid = batch["valid"].astype(jnp.float32)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     # A tie counts as wrong unless the label comes first, as argmax has it.
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]

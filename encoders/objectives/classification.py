@@ -9,13 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from encoders.data.audio import AudioPreprocessing
+from encoders.data.preprocessing import labels_of
 from encoders.errors import ConfigError, nearest
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
 from encoders.layers.norm import BatchNorm
 from encoders.objectives.base import Batch, Objective, valid_weights
 from encoders.objectives.mix import mix_images, mix_weights
-from encoders.objectives.speech import sample_mask
 from encoders.types import Outcome
 
 
@@ -126,8 +127,9 @@ class Classification(Objective):
 
         Raises:
           ConfigError: mixing needs an even batch and this one is odd; or it is of sound.
+          DataError: the batch has no labels.
         """
-        label = batch["label"]
+        label = labels_of(batch)
         inputs, named = _inputs(batch)
         labels = jax.nn.one_hot(label, self.num_classes)
         if (self.mixup or self.cutmix) and "image" not in batch:
@@ -199,5 +201,5 @@ class Classification(Objective):
 def _inputs(batch: Batch) -> tuple[tuple, dict[str, jax.Array]]:
     """What an encoder is called with, positional and by name: of a batch of images or of sound."""
     if "waveform" in batch:
-        return (batch["waveform"],), {"mask": sample_mask(batch)}
+        return AudioPreprocessing.encoder_inputs(batch)
     return (batch["image"],), {}

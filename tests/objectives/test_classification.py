@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from encoders import config
-from encoders.errors import ConfigError
+from encoders.errors import ConfigError, DataError
 from encoders.models.vit import ViT
 from encoders.objectives import OBJECTIVES
 from encoders.objectives.classification import Classification, Distillation
@@ -202,6 +202,12 @@ def test_linear_probe_freezes_the_encoder_and_normalises_its_features():
     normal = (features - features.mean(0)) / np.sqrt(features.var(0) + 1e-6)
     head = variables["params"]["head"]
     np.testing.assert_allclose(logits, normal @ head["kernel"] + head["bias"], rtol=0, atol=1e-4)
+
+
+def test_a_batch_without_labels_is_an_error():
+    sound = {"waveform": jnp.zeros((2, 100)), "length": jnp.full(2, 100)}
+    with pytest.raises(DataError, match="classification needs labels"):
+        bound()(sound)
 
 
 def test_encoder_without_pooling_is_an_error():
