@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from encoders.errors import ConfigError, DataError
 from encoders.evaluation.bag_of_words import bag_of_words
 from encoders.evaluation.base import Evaluator, fingerprint
 from encoders.evaluation.features import Feature, FeatureExtractor, Labelled, Split, layers_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -26,7 +29,8 @@ class Probe(Evaluator):
         of a layer, whose tokens are averaged; or several of these, side by side.
       layers: further layers to probe, in the same pass over the data; the accuracy of each is
         'layer{n}'.
-      target: field of the examples that is guessed, a class.
+      target: field of the examples that is guessed, a class. Clips whose 'speaker' is not known are
+        left out.
       baselines: what to hold against the encoder, with the same probe on the same splits: 'random'
         (the same architecture with random weights); of images 'pixels' (raw, see
         `features.pixels`); of texts 'bag_of_words' (see there); of sounds 'mfcc' (their means, see
@@ -76,6 +80,13 @@ class Probe(Evaluator):
             self.extractor.encoder_features(module, variables, split, asked)
             for split in self._splits()
         )
+        for section, (labelled, *_) in (("train", train), ("test", test)):
+            unknown = (labelled.labels < 0).sum()
+            if unknown and self.target == "speaker":
+                logger.warning(
+                    "evaluators.%s.%s: %d of %d examples have no known speaker and are left out.",
+                    self.label, section, unknown, len(labelled.labels),
+                )  # fmt: skip
         found = self._measure(train[0], test[0])
         for number, *pair in zip(self.layers, train[1:], test[1:], strict=True):
             found[f"layer{number}"] = self._measure(*pair)["accuracy"]
@@ -102,10 +113,11 @@ class Probe(Evaluator):
         )
 
     def _measure(self, train: Labelled, test: Labelled) -> dict[str, float]:
-        if max(train.labels.max(), test.labels.max()) < 0:
+        if min(train.labels.max(), test.labels.max()) < 0:
             raise DataError(
                 f"probes need labels; the examples of this source have no '{self.target}'."
             )
+        train, test = self._known(train), self._known(test)
         low = min(train.labels.min(), test.labels.min())
         if low < 0:
             raise DataError(f"evaluators.{self.label}: labels must count from 0, found {low}.")
@@ -117,6 +129,16 @@ class Probe(Evaluator):
         found = self.score(train, test, num_classes)
         most_frequent = np.bincount(train.labels).argmax()
         return {**found, "chance": float((test.labels == most_frequent).mean())}
+
+    def _known(self, labelled: Labelled) -> Labelled:
+        """Without the examples of unknown speakers, whose label is -1."""
+        if self.target != "speaker" or labelled.labels.min() >= 0:
+            return labelled
+        known = labelled.labels >= 0
+        rows = None if labelled.rows is None else labelled.rows[known]
+        return labelled._replace(
+            features=labelled.features[known], labels=labelled.labels[known], rows=rows
+        )
 
     def _splits(self) -> tuple[Split, Split]:
         return self._split(self.train_source, self.train), self._split(self.test_source, self.test)

@@ -16,11 +16,15 @@ WORDS = ("do", "re", "mi", "fa")
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Tones(Source):
-    """Sines in noise, 1000 to 1600 samples long; clip `broken` is empty."""
+    """Sines in noise, 1000 to 1600 samples long; clip `broken` is empty.
+
+    Of the first `unnamed` the speaker is not known.
+    """
 
     number: int = 40
     seed: int = 0
     broken: int = -1
+    unnamed: int = 0
 
     def _count(self):
         return self.number
@@ -41,6 +45,8 @@ class Tones(Source):
         wave = np.sin(2 * np.pi * PITCHES[label] * time + rng.uniform(0, 6))
         wave = 3000 * (1 + 4 * speaker) * (wave + 0.1 * rng.normal(size=len(time)))
         found = {"audio": wave.astype(np.int16), "label": label, "speaker": speaker}
+        if index < self.unnamed:
+            found["speaker"] = -1
         return {**found, "transcript": WORDS[label]}
 
     def _describe(self, index):

@@ -51,7 +51,7 @@ def make(name, mesh=None, preprocessing=PLAIN, **fields):
     return build(EVALUATORS, dict(name=name, **fields), "evaluators.x", **context)
 
 
-def test_probes_of_all_layers_beside_cepstra():
+def test_probes_of_all_layers_beside_cepstra(caplog):
     module = encoder()
     variables = init(module)
     fields = dict(feature="weighted_sum", l2=(0.1,), baselines=("mfcc",))
@@ -62,6 +62,12 @@ def test_probes_of_all_layers_beside_cepstra():
     fields = dict(k=(5,), target="speaker", extractor=probe.extractor)
     speakers = make("knn", **SPLITS, baselines=("mfcc",), **fields)
     assert speakers.run(module, variables)["mfcc"] > 0.9
+    some = make("knn", **{**SPLITS, "train": dict(TRAIN, unnamed=5)}, baselines=("mfcc",), **fields)
+    assert some.run(module, variables)["mfcc"] > 0.9
+    assert "train: 4 of 63 examples have no known speaker" in caplog.text
+    none = make("knn", **{**SPLITS, "train": dict(TRAIN, unnamed=64)}, **fields)
+    with pytest.raises(DataError, match="have no 'speaker'"):
+        none.run(module, variables)
     with pytest.raises(DataError, match="have no 'dialect'"):
         make("knn", **SPLITS, **{**fields, "target": "dialect"}).run(module, variables)
     with pytest.raises(ConfigError, match=r"evaluators\.x\.feature"):
