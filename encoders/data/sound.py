@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import pathlib
 import re
 
 import numpy as np
 
 from encoders.data.sources.base import CorruptExample
+from encoders.errors import ConfigError
 
 SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")
 # What libsndfile logs where a header promises more than the file has.
@@ -147,3 +149,14 @@ def check_length(waveform: np.ndarray, least: int) -> None:
     """Raises a CorruptExample where there are fewer samples."""
     if len(waveform) < least:
         raise CorruptExample(f"{len(waveform)} samples, expected at least {least}")
+
+
+def check_speeds(least: float, most: float, where: str) -> None:
+    """Raises a ConfigError, which begins with `where`, unless speeds can be drawn between these."""
+    if not 0 < least <= most:
+        raise ConfigError(f"{where}: expected 0 < least <= most, got {least} and {most}.")
+
+
+def draw_speed(least: float, most: float, rng: np.random.Generator) -> float:
+    """A speed from least to most, its logarithm uniformly; 2 halves what `resample` makes of it."""
+    return math.exp(rng.uniform(math.log(least), math.log(most)))

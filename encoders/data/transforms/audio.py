@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 
 from encoders.data import sound
 from encoders.data.sources.base import CorruptExample
-from encoders.errors import ConfigError
 
 Example = dict[str, Any]
 
@@ -65,16 +63,13 @@ class ChangeSpeed:
     most: float = 1.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.least <= self.most:
-            raise ConfigError(
-                f"change_speed: expected 0 < least <= most, got {self.least} and {self.most}."
-            )
+        sound.check_speeds(self.least, self.most, "change_speed")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """Raises a CorruptExample where the clip has 'units', which would no longer fit."""
         if "units" in example:
             raise CorruptExample("change_speed: its units belong to the samples as they are")
-        speed = math.exp(rng.uniform(math.log(self.least), math.log(self.most)))
+        speed = sound.draw_speed(self.least, self.most, rng)
         waveform = example["waveform"]
         room = max(len(waveform), example.get("bucket_samples", self.preprocessing.max_samples))
         speed = max(speed, len(waveform) / room)
