@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -43,9 +44,9 @@ def _known(monkeypatch):
     monkeypatch.setitem(SOURCES, "words", Words)
 
 
-def joined(count=3, *, copies=1, speed=None, **fields):
+def joined(count=3, *, copies=1, speed=None, stop=1.0, **fields):
     source = dict(name="words", **fields)
-    section = dict(name="joined", count=count, copies=copies, speed=speed, source=source)
+    section = dict(name="joined", count=count, copies=copies, speed=speed, stop=stop, source=source)
     return build(SOURCES, section, "data.source", preprocessing=PREPROCESSING)
 
 
@@ -78,9 +79,18 @@ def test_copies_differ_and_have_a_speed_each():
     lengths = {len(source[index]["waveform"]) for index in (1, 7, 13)}
     assert len(lengths) == 3
     assert all(250 + 210 <= 2 * length <= 4 * (250 + 400) for length in lengths)
-    # Units of clips that are joined in another way are of other samples.
-    assert source.describe(1) == "2 of 6 clips from example 1 of Words on at 0.5 to 2"
     assert source.describe(13) == f"{source.describe(1)}, copy 3"
+
+
+def test_units_of_other_samples_are_not_found_by_name(monkeypatch):
+    name = joined(speed=(0.5, 2.0)).describe(1)
+    assert re.fullmatch(r"3 of 6 clips \(\w{8}\) from example 1 of Words on at 0.5 to 2", name)
+    assert joined(speed=(0.5, 2.0)).describe(1) == name
+    others = [joined(speed=(0.5, 2.0), speakers=(0, 0, 1, 1, 1, 1)).describe(1)]
+    own = Words._describe
+    monkeypatch.setattr(Words, "_describe", lambda self, i: "other" if i == 5 else own(self, i))
+    others.append(joined(speed=(0.5, 2.0)).describe(1))
+    assert len({name, *others}) == 3
 
 
 def test_what_not_every_clip_has_is_left_out():
@@ -101,8 +111,9 @@ def test_a_clip_that_cannot_be_used_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"count": 0}, "data.source.count: expected a number from 1, got 0"),
-        ({"speed": (2.0, 0.5)}, "data.source.speed: expected 0 < least <= most"),
+        ({"count": 0}, "source 'joined': count: expected a number from 1, got 0"),
+        ({"speed": (2.0, 0.5)}, "source 'joined': speed: expected 0 < least <= most"),
+        ({"stop": 0.5}, "source 'joined': start, stop: parts of it share clips"),
         ({"speakers": (0, 0, -1, 1, 1, 0)}, "speakers of this 'words' are not all known"),
     ],
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +37,8 @@ class Joined(Source):
       copies: examples that begin with the same clip.
       speed: least and most, of which one is drawn, its logarithm uniformly; None for 1.
       preprocessing: of the run (supplied).
+
+    `start` and `stop` are of the other source: copies of one clip would be in several parts.
     """
 
     source: Mapping[str, Any]
@@ -49,19 +53,24 @@ class Joined(Source):
         for name in ("count", "copies"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    f"data.source.{name}: expected a number from 1, got {getattr(self, name)}."
+                    f"source 'joined': {name}: expected a number from 1, got {getattr(self, name)}."
                 )
         if self.speed is not None and not 0 < self.speed[0] <= self.speed[1]:
             raise ConfigError(
-                f"data.source.speed: expected 0 < least <= most, got {self.speed[0]} and "
+                f"source 'joined': speed: expected 0 < least <= most, got {self.speed[0]} and "
                 f"{self.speed[1]}."
+            )
+        if (self.start, self.stop) != (0, 1):
+            raise ConfigError(
+                "source 'joined': start, stop: parts of it share clips; give them to its 'source', "
+                "whose parts share none."
             )
         context = {"preprocessing": self.preprocessing}
         self.clips = build(SOURCES, dict(self.source), "data.source.source", **context)
         speakers = getattr(self.clips, "speakers_of", lambda: None)()
         if speakers is None or (speakers < 0).any():
             raise ConfigError(
-                "data.source.source: 'joined' puts clips of one speaker side by side, and the "
+                "source 'joined': puts clips of one speaker side by side, and the "
                 f"speakers of this '{self.source.get('name')}' are not all known."
             )
         self._speakers = speakers
@@ -111,6 +120,14 @@ class Joined(Source):
     def _describe(self, index: int) -> str:
         copy, first = divmod(index, len(self.clips))
         # All that decides which samples it is: units of others are not to be found by its name.
-        of = f"{self.count} of {len(self.clips)} clips from {self.clips.describe(first)} on"
+        clips = f"{len(self.clips)} clips ({self._fingerprint})"
+        of = f"{self.count} of {clips} from {self.clips.describe(first)} on"
         speed = "" if self.speed is None else f" at {self.speed[0]:g} to {self.speed[1]:g}"
         return f"{of}{speed}" + (f", copy {copy + 1}" if copy else "")
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """Of which clips there are, in which order, and who speaks them."""
+        names = "\n".join(self.clips.describe(number) for number in range(len(self.clips)))
+        of_names = zlib.crc32(names.encode(errors="backslashreplace"))
+        return f"{zlib.crc32(self._speakers.astype('<i4').tobytes(), of_names):08x}"
