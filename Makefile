@@ -27,7 +27,8 @@ demo-speech: $(VENV)/.installed runs/demo_speech_units
 	$(RUN) -m tools.report --workdir runs/demo_speech_ctc
 	$(RUN) -m tools.report --workdir runs/demo_speech_scratch
 
-runs/demo_speech_units: | $(VENV)/.installed
+runs/demo_speech_units: configs/demo_speech.py | $(VENV)/.installed
+	rm -rf $@
 	$(RUN) -m tools.cluster --features mfcc --rate 8000 --normalize --clusters 100 --fraction 0.25 \
 	  --config configs/demo_speech.py --output $@
 
