@@ -158,5 +158,5 @@ def check_speeds(least: float, most: float, where: str) -> None:
 
 
 def draw_speed(least: float, most: float, rng: np.random.Generator) -> float:
-    """A speed from least to most, its logarithm uniformly; 2 halves what `resample` makes of it."""
+    """A speed from least to most, its logarithm drawn uniformly."""
     return math.exp(rng.uniform(math.log(least), math.log(most)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -55,11 +54,8 @@ class Joined(Source):
                 raise ConfigError(
                     f"source 'joined': {name}: expected a number from 1, got {getattr(self, name)}."
                 )
-        if self.speed is not None and not 0 < self.speed[0] <= self.speed[1]:
-            raise ConfigError(
-                f"source 'joined': speed: expected 0 < least <= most, got {self.speed[0]} and "
-                f"{self.speed[1]}."
-            )
+        if self.speed is not None:
+            sound.check_speeds(*self.speed, "source 'joined': speed")
         if (self.start, self.stop) != (0, 1):
             raise ConfigError(
                 "source 'joined': start, stop: parts of it share clips; give them to its 'source', "
@@ -97,7 +93,7 @@ class Joined(Source):
         ]
         waveform = np.concatenate([clip["waveform"] for clip in clips])
         if self.speed is not None:
-            speed = math.exp(rng.uniform(*np.log(self.speed)))
+            speed = sound.draw_speed(*self.speed, rng)
             waveform = sound.resample(waveform, speed, 1.0)
         sound.check_length(waveform, self.preprocessing.min_samples)
         found = {"waveform": waveform, "speaker": int(self._speakers[first])}
