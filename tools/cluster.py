@@ -19,6 +19,7 @@ label by its cluster, and the part of the labels' entropy that clusters tell (PN
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import math
 import pathlib
@@ -189,18 +190,27 @@ def _training_source(config: str, preprocessing: Any) -> Any:
     from encoders.data import SOURCES
 
     found = to_plain(load_config(config))
-    if found["preprocessing"].get("name") != "audio":
+    section = found.get("data", {}).get("source", {})
+    if found.get("preprocessing", {}).get("name") != "audio" or "name" not in section:
         raise ConfigError(f"--config {config}: trains on no clips of sound.")
-    section = _without_units(found["data"]["source"])
-    return build(SOURCES, section, "data.source", preprocessing=preprocessing)
+    # 'joined' decodes by it what `lenient` would otherwise decode.
+    wanted = dataclasses.replace(preprocessing, resample=True, mix=True)
+    return build(SOURCES, _without_units(section, config), "data.source", preprocessing=wanted)
 
 
-def _without_units(section: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_units(section: Mapping[str, Any], config: str) -> Mapping[str, Any]:
     if section["name"] == "mixture":
-        return {**section, "sources": tuple(map(_without_units, section["sources"]))}
+        sources = tuple(_without_units(source, config) for source in section["sources"])
+        return {**section, "sources": sources}
     if section["name"] == "units":
         part = {name: section[name] for name in ("start", "stop") if name in section}
-        return {**part, **section["source"]}
+        inner = _without_units(section["source"], config)
+        if part and (inner["name"] == "mixture" or {"start", "stop"} & inner.keys()):
+            raise ConfigError(
+                f"--config {config}: 'units' has {' and '.join(part)} around a source that is a "
+                "mixture or has its own; give them to the sources within alone."
+            )
+        return {**part, **inner}
     return section
 
 

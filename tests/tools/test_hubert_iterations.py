@@ -98,6 +98,31 @@ def test_two_iterations(tmp_path):
     assert np.isfinite(losses).all()
 
 
+def test_clips_that_a_config_trains_on(tmp_path):
+    def source(name, **sections):
+        path = tmp_path / f"{name}.py"
+        path.write_text(
+            "from ml_collections import ConfigDict\n\n\n"
+            f"def get_config():\n    return ConfigDict({sections})\n"
+        )
+        return cluster._training_source(str(path), AudioPreprocessing(sample_rate=RATE // 2))
+
+    audio = dict(preprocessing=dict(name="audio"))
+    digits = dict(name="audio", path="sample:digits", split="test")
+    joined = dict(name="joined", count=2, source=digits)
+    rows = source("rows", data=dict(source=dict(name="units", path="x", source=joined)), **audio)
+    assert len(rows[0]["waveform"]) > 0  # of another rate
+    half = dict(name="units", path="x", stop=0.5, source=CLIPS)
+    assert len(source("half", data=dict(source=half), **audio)) == 12
+    for name, sections in {"no_data": audio, "no_sound": dict(data=dict(source=CLIPS))}.items():
+        with pytest.raises(ConfigError, match="trains on no clips of sound"):
+            source(name, **sections)
+    mixture = dict(name="mixture", sources=(CLIPS,))
+    for number, inner in enumerate((mixture, dict(CLIPS, start=0.5))):
+        with pytest.raises(ConfigError, match="'units' has stop around a source that is a mixture"):
+            source(f"twice_{number}", data=dict(source=dict(half, source=inner)), **audio)
+
+
 def test_units_that_the_model_cannot_tell_are_refused():
     objective = ClusterPrediction(MODEL, num_clusters=6)
     objective.check_source(types.SimpleNamespace(clusters=6))
