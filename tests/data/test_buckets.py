@@ -167,8 +167,10 @@ def test_a_pass_is_cut_by_length():
         (counts[0] + counts[1], 800), (counts[2], 1600),
     ]  # fmt: skip
     few = int((LENGTHS > 2000).sum())  # and longer than the others
-    [every] = Buckets(Numbered(), (2000, 2400), 16000, BATCH).parts(few + 1)
-    assert (len(every), every[0]["bucket_samples"]) == (100, 2400)
+    parts = Buckets(Numbered(), (2000, 2400), 16000, BATCH).parts(few + 1)
+    assert [(len(part), part[0]["bucket_samples"]) for part in parts] == [
+        (100 - few, 2000), (few, 2400),
+    ]  # fmt: skip
     synthetic = Synthetic()
     assert by_length(synthetic, PREPROCESSING, BATCH) == [synthetic]
 

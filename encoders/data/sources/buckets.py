@@ -27,7 +27,7 @@ def in_buckets(source: Any, preprocessing: Any, batch_size: int) -> Any:
 def by_length(source: Any, preprocessing: Any, batch_size: int) -> list[Any]:
     """Sources of the clips of each bucket, for a pass over all of them that keeps no order.
 
-    Of less than a batch no source is made: its clips are padded to the next length. The source
+    Clips that are less than a batch are padded to the next length, where there is one. The source
     itself is the only one where there are no buckets, or it does not know lengths.
     """
     try:
@@ -107,14 +107,13 @@ class Buckets:
         return place(step, self._shares)[0]
 
     def parts(self, least: int) -> list[_Part]:
-        """All examples in sources of one length each, of `least` examples or more."""
+        """All examples in sources of one length each, of `least` examples or more but the last."""
         found, start = [], 0
         for size, end in zip(self.sizes, self._ends, strict=True):
             if end - start >= least:
                 found.append(_Part(self, range(start, end), size))
                 start = end
-        if start < len(self):  # too few are left, and are not shorter than those before
-            start = found.pop().indices.start if found else 0
+        if start < len(self):  # too few, but those before are not to be padded with them
             found.append(_Part(self, range(start, len(self)), self.sizes[-1]))
         return found
 
