@@ -200,7 +200,7 @@ def test_the_clips_that_a_config_trains_on():
         name="mixture",
         sources=(units, dict(units, stop=0.9)),
     )
-    parts = cluster._without_units(section)["sources"]
+    parts = cluster._without_units(section, config)["sources"]
     assert parts == (units["source"], dict(units["source"], stop=0.9))
     with pytest.raises(ConfigError, match="trains on no clips of sound"):
         cluster._training_source(str(ROOT / "configs/demo.py"), None)

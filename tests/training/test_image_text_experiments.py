@@ -102,7 +102,7 @@ def test_every_field_of_both_towers_is_shown():
         ({"model__locked": ("txt",)}, "unknown tower 'txt'. Did you mean 'text'?"),
         ({"model__image__name": "clip"}, "model.image.name: unknown name 'clip'"),
         ({"objective__duplicate": True}, "Did you mean 'duplicates'?"),
-        ({"model": CONFIG["model"]["text"]}, "model is CLIPText; name 'towers'"),
+        ({"model": CONFIG["model"]["text"]}, "got what prepares 'image_text'"),
     ],
 )
 def test_parts_that_do_not_fit_are_one_sentence(changes, words):
