@@ -36,7 +36,7 @@ def get_config(arg=None):
         raise ValueError(f"{chosen[0]!r} and {chosen[1]!r} are variants of demo_speech; name one")
     config = ConfigDict()
     config.seed = 0
-    config.duration = {"steps": 1200}
+    config.duration = {"steps": 2400}
     config.batch_size = 8
     config.preprocessing = dict(
         name="audio",
