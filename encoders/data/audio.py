@@ -82,8 +82,8 @@ class AudioPreprocessing:
         """Compares what an encoder says of itself with what clips will be.
 
         Raises:
-          ConfigError: it hears another rate, needs longer clips, or has another stride than
-            transcripts are measured by.
+          ConfigError: it hears another rate, needs longer clips, or has several tokens of one time
+            or another stride than transcripts are measured by.
         """
         rate = getattr(encoder, "sample_rate", self.sample_rate)
         if rate != self.sample_rate:
@@ -95,6 +95,13 @@ class AudioPreprocessing:
             raise ConfigError(
                 f"preprocessing.min_samples: the encoder makes a token of no less than "
                 f"{encoder.receptive_field} samples, got {self.min_samples}."
+            )
+        at_once = getattr(encoder, "tokens_per_time", 1)
+        if self.characters is not None and at_once > 1:
+            raise ConfigError(
+                "preprocessing.characters: 'ctc' spells by one token after another in time, and "
+                f"{type(encoder).__name__} makes {at_once} of the same time; expected a model of "
+                "frames, such as 'wav2vec2'."
             )
         if self.characters is not None and self.samples_per_frame != encoder.stride:
             raise ConfigError(
@@ -167,9 +174,7 @@ class AudioPreprocessing:
     @staticmethod
     def encoder_inputs(batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The arguments (positional, by name) that an encoder is called with for a batch."""
-        waveform = batch["waveform"]
-        mask = np.arange(waveform.shape[-1]) < batch["length"][..., None]
-        return (waveform,), {"mask": mask}
+        return (batch["waveform"],), {"mask": sample_mask(batch)}
 
     def normalize(self, waveform: Any) -> Any:
         """int16 [..., S] -> float32 in [-1, 1), numpy or jax; floats pass."""
@@ -183,3 +188,10 @@ class AudioPreprocessing:
         characters = None if self.characters is None else self.opened.to_json()
         buckets = None if self.bucket_samples is None else list(self.bucket_samples)
         return {"name": "audio", **fields, "characters": characters, "bucket_samples": buckets}
+
+
+def sample_mask(batch: Mapping[str, Any]) -> Any:
+    """[B, S] bool, numpy or jax as the batch is: True for the samples that are no padding."""
+    waveform = batch["waveform"]
+    arange = waveform.__array_namespace__().arange  # numpy's would be a constant of a traced step
+    return arange(waveform.shape[-1]) < batch["length"][..., None]

@@ -50,6 +50,11 @@ class SpectrogramViT(ViT):
         return _HOP * (self.patch_stride or self.patch[0])
 
     @property
+    def tokens_per_time(self) -> int:
+        """Tokens of the same time, one for each patch of bands."""
+        return self.grid(self.image_size)[1]
+
+    @property
     def receptive_field(self) -> int:
         """Samples that a clip needs to have: those of one frame."""
         return _FRAME
@@ -102,10 +107,10 @@ class SpectrogramViT(ViT):
 
     def _real(self, waveform: jax.Array, mask: jax.Array | None) -> jax.Array:
         """[B, T] bool, which patches have a frame of the clip."""
-        rows, columns = self.grid(self.image_size)
+        rows, _ = self.grid(self.image_size)
         frames = num_frames(real_samples(waveform, mask), _FRAME, _HOP)
         first = jnp.arange(rows) * (self.patch_stride or self.patch[0])
-        return jnp.repeat(first < frames[:, None], columns, axis=1)
+        return jnp.repeat(first < frames[:, None], self.tokens_per_time, axis=1)
 
     def __call__(
         self,

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from encoders.data.audio import sample_mask
 from encoders.errors import ConfigError
 from encoders.layers.block import Block, block_flops
 from encoders.layers.initializers import weight_init
@@ -24,7 +25,6 @@ from encoders.layers.patch import patchify, unpatchify
 from encoders.layers.position import sincos2d
 from encoders.layers.stack import Stack
 from encoders.objectives.base import Batch, Objective, valid_weights
-from encoders.objectives.speech import sample_mask
 from encoders.types import Outcome
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from encoders.data.audio import sample_mask
 from encoders.errors import ConfigError
 from encoders.objectives.base import Batch, Objective, valid_weights
 from encoders.objectives.span_masking import SpanMasking, hidden_slots, span_mask
@@ -113,11 +114,6 @@ def learns_features(encoder: Any) -> bool:
 def feature_flops(encoder: Any, samples: int) -> float:
     """Forward FLOPs of the front end on a clip; those of spectrograms are counted as nothing."""
     return encoder.feature_flops(samples) if learns_features(encoder) else 0.0
-
-
-def sample_mask(batch: Batch) -> jax.Array:
-    """[B, S] bool, True for the samples that are no padding."""
-    return jnp.arange(batch["waveform"].shape[1]) < batch["length"][:, None]
 
 
 def split_keys(keys: jax.Array, uses: int) -> jax.Array:

@@ -7,6 +7,7 @@ import logging
 import re
 import types
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -353,6 +354,16 @@ def test_preprocessing_travels():
     (waveform,), named = ours.encoder_inputs(ours.example_batch(2))
     assert waveform.shape == named["mask"].shape == (2, 9600)
     assert named["mask"].all()
+
+
+def test_the_mask_of_samples_is_no_constant_of_a_traced_step():
+    batch = {"waveform": np.zeros((2, 900), np.int16), "length": np.array([900, 400], np.int32)}
+    found = AudioPreprocessing.encoder_inputs(batch)[1]["mask"]
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found.sum(1), batch["length"])
+    assert not jax.make_jaxpr(AudioPreprocessing.encoder_inputs)(batch).consts
+    again = jax.jit(AudioPreprocessing.encoder_inputs)(batch)[1]["mask"]
+    np.testing.assert_array_equal(again, found)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import encoders
+from encoders.data import AudioPreprocessing
 from encoders.encoder import Encoder
 from encoders.errors import CheckpointError, ConfigError
 from encoders.models.spectrogram_vit import SpectrogramViT
@@ -61,6 +62,13 @@ def test_a_batch_is_its_clips():
     np.testing.assert_allclose(together.tokens, of_image.tokens, atol=1e-6)
     np.testing.assert_array_equal(together.mask.sum(1) - 1, [2 * 8, 8])  # of 30 and of 8 frames
     np.testing.assert_array_equal(again.mask, together.mask)
+
+
+def test_letters_need_tokens_in_one_dimension():
+    spelt = AudioPreprocessing(characters="letters", samples_per_frame=VIT.stride)
+    with pytest.raises(ConfigError, match=r"characters: .* SpectrogramViT makes 8 of the same"):
+        spelt.check(VIT)
+    spelt.check(VIT.clone(patch_size=(16, 128)))
 
 
 def test_masked_spectrograms():
