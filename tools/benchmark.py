@@ -260,10 +260,12 @@ def _prepared(config: Any, flags: argparse.Namespace) -> Any:
             config.preprocessing.text.vocabulary = None
             config.data.update(examples_per_epoch=None, processes=0)
         elif not flags.with_data and config.preprocessing.name == "audio":
-            clustered = config.data.source.get("name") == "units"
-            config.data.source = {"name": "audio", "path": _CLIPS, "split": "test"}
-            if clustered:
-                config.data.source = _in_clusters(config.data.source, config.preprocessing)
+            clips = {"name": "audio", "path": _CLIPS, "split": "test"}
+            if config.data.source.get("name") == "units":
+                directory = pathlib.Path(tempfile.mkdtemp(prefix="encoders-benchmark-"))
+                atexit.register(shutil.rmtree, directory, ignore_errors=True)
+                clips = in_clusters(clips, config.preprocessing, directory / "units")
+            config.data.source = clips
             # The shortest of the digits lasts a seventh of a second.
             shortest = min(config.preprocessing.get("min_samples", 400), 2000)
             config.preprocessing.update(bucket_samples=None, resample=True, min_samples=shortest)
@@ -281,25 +283,33 @@ def _prepared(config: Any, flags: argparse.Namespace) -> Any:
     return config
 
 
-def _in_clusters(section: Any, preprocessing: Any) -> dict[str, Any]:
-    """The source of clips of that section, all of one cluster."""
+def in_clusters(
+    section: Any, preprocessing: Any, path: pathlib.Path, clusters: int = 1
+) -> dict[str, Any]:
+    """The source 'units' of clips whose units say nothing: 0, 1, ... in turns, of each clip.
+
+    Args:
+      section: config section of the clips, a source 'audio'.
+      preprocessing: config section that may say the rates of samples and of units.
+      path: where the units are, and are written if they are not.
+      clusters: how many different ones.
+    """
     import numpy as np
 
     from encoders.data import AudioPreprocessing
     from encoders.data.sources.audio import Audio
     from encoders.data.units import write_units
 
-    fields = {name: section[name] for name in section if name != "name"}
-    clips = Audio(**fields)
-    rates = {"sample_rate", "units_per_second"} & {*preprocessing}
-    of = AudioPreprocessing(**{name: preprocessing[name] for name in rates})
-    units = [np.zeros(of.num_units(length), int) for length in clips.lengths(of.sample_rate)]
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="encoders-benchmark-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    names = [clips.describe(index) for index in range(len(clips))]
-    info = {"units_per_second": of.units_per_second}
-    write_units(directory / "units", units, names, np.zeros((1, 1)), info)
-    return {"name": "units", "source": section, "path": str(directory / "units")}
+    if not path.exists():
+        clips = Audio(**{name: section[name] for name in section if name != "name"})
+        rates = {"sample_rate", "units_per_second"} & {*preprocessing}
+        of = AudioPreprocessing(**{name: preprocessing[name] for name in rates})
+        counts = [of.num_units(length) for length in clips.lengths(of.sample_rate)]
+        units = [np.arange(count) % clusters for count in counts]
+        names = [clips.describe(index) for index in range(len(clips))]
+        info = {"units_per_second": of.units_per_second}
+        write_units(path, units, names, np.zeros((clusters, 1)), info)
+    return {"name": "units", "source": section, "path": str(path)}
 
 
 def _overridden(config: Any, overrides: Sequence[str]) -> Any:

@@ -5,12 +5,10 @@ import os
 import pathlib
 import tempfile
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from encoders.config import load_config
-from encoders.data.sources.audio import Audio
-from encoders.data.units import write_units
+from tools.benchmark import in_clusters
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Imported by them.
@@ -167,8 +165,12 @@ def _shrink_audio(config: ConfigDict) -> None:
     config.preprocessing.update(dict(max_samples=8000, bucket_samples=None, resample=True))
     config.preprocessing.min_samples = 900
     digits = dict(name="audio", path="sample:digits", split="train")
-    clustered = config.data.source.name == "units"
-    config.data.source = _clustered(digits, config.preprocessing) if clustered else digits
+    if config.data.source.name == "units":
+        # One place for all, so that equal experiments are seen to be equal.
+        place = f"encoders-{os.getpid()}-units-{config.preprocessing.units_per_second:.0f}"
+        path = pathlib.Path(tempfile.gettempdir()) / place
+        digits = in_clusters(digits, config.preprocessing, path, clusters=50)
+    config.data.source = digits
     config.evaluators = {}
     if "decoder" in config.objective:
         config.objective.decoder = dict(width=16, depth=1, num_heads=2)
@@ -176,18 +178,6 @@ def _shrink_audio(config: ConfigDict) -> None:
         config.objective.top_layers = 1
     if "init_from" in config:
         del config["init_from"]
-
-
-def _clustered(source: dict, preprocessing: ConfigDict) -> dict:
-    """The same clips with units, one after the other."""
-    rate = preprocessing.units_per_second
-    path = pathlib.Path(tempfile.gettempdir()) / f"encoders-{os.getpid()}-units-{rate:.0f}"
-    if not path.exists():
-        clips = Audio(**{key: value for key, value in source.items() if key != "name"})
-        units = [np.arange(300) % 50 for _ in range(len(clips))]
-        names = [clips.describe(index) for index in range(len(clips))]
-        write_units(path, units, names, np.zeros((50, 2)), {"units_per_second": rate})
-    return dict(name="units", source=source, path=str(path))
 
 
 TOKENIZER = "sample:peps/tokenizer.json"
