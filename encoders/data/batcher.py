@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from encoders.data.sources.base import CorruptExample, Source, read
+from encoders.data.sources.base import CorruptExample, Corruption, Source, read
 from encoders.errors import ConfigError, DataError
 
 _TRIES = 100
@@ -17,14 +16,6 @@ _NARROW = {"i8": "i4", "u8": "u4", "f8": "f4"}  # jax keeps 32 bits
 
 Spec = dict[str, tuple[tuple[int, ...] | None, np.dtype]]  # None: of any shape
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Corruption:
-    """An example that could not be used: where it is, and what was wrong."""
-
-    name: str
-    reason: str
 
 
 def packer_of(transforms: Sequence[Callable]) -> Any:
@@ -141,7 +132,7 @@ class Batcher:
         """Writes rows [start, stop) of the local batch at `step` into `out`.
 
         Returns:
-          The corrupt examples that were met and replaced.
+          The corrupt examples, and parts of examples, that were met and replaced.
 
         Raises:
           DataError: nothing usable was found, or an example has another shape than the first one.
@@ -169,7 +160,7 @@ class Batcher:
     def _make(
         self, position: int, index: int, spec: Spec | None = None
     ) -> tuple[Batch, list[Corruption]]:
-        corruptions = []
+        corruptions: list[Corruption] = []
         low, high = self.source.span(index)
         for attempt in range(_TRIES):
             # Another counter block of the same key: independent of the block before, and of other
@@ -179,7 +170,7 @@ class Batcher:
             if attempt:
                 index = int(rng.integers(low, high))
             try:
-                fields = make_example(self.source, index, self.transforms, rng)
+                fields = make_example(self.source, index, self.transforms, rng, corruptions)
                 return check_fields(fields, spec, self.source, index), corruptions
             except CorruptExample as error:
                 corruptions.append(Corruption(self.source.describe(index), str(error)))
@@ -191,15 +182,23 @@ class Batcher:
 
 
 def make_example(
-    source: Source, index: int, transforms: Sequence[Callable], rng: np.random.Generator
+    source: Source,
+    index: int,
+    transforms: Sequence[Callable],
+    rng: np.random.Generator,
+    met: list[Corruption] | None = None,
 ) -> Batch:
     """Reads and transforms one example; its numeric fields as arrays of 32 bits or less, text and
     bytes left out.
 
+    Args:
+      source, index, rng, met: see `read`.
+      transforms: applied in order.
+
     Raises:
       CorruptExample: from the source or a transform.
     """
-    example = read(source, index, rng)
+    example = read(source, index, rng, met)
     for transform in transforms:
         example = transform(example, rng)
     fields = {}

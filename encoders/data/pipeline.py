@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from encoders.config import build
-from encoders.data.batcher import Batch, Batcher, Corruption
+from encoders.data.batcher import Batch, Batcher
 from encoders.data.preprocessing import Preprocessing
 from encoders.data.sources import Source
+from encoders.data.sources.base import Corruption
 from encoders.data.transforms import TRANSFORMS
 from encoders.data.workers import WorkerPool
 from encoders.errors import ConfigError, DataError

@@ -23,7 +23,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from encoders.data.batcher import Batch, Batcher, Corruption
+from encoders.data.batcher import Batch, Batcher
+from encoders.data.sources.base import Corruption
 from encoders.errors import DataError
 
 _ALIGNMENT = 64

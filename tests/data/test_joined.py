@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from encoders.config import build
-from encoders.data import SOURCES, AudioPreprocessing, CorruptExample
+from encoders.data import (
+    SOURCES,
+    AudioPreprocessing,
+    CorruptExample,
+    Pipeline,
+    build_transforms,
+)
 from encoders.data.sources.base import Source, read
+from encoders.data.units import write_units
 from encoders.errors import ConfigError
 
 LENGTHS = (400, 250, 170, 330, 90, 210)
@@ -23,6 +30,7 @@ class Words(Source):
 
     speakers: tuple[int, ...] = SPEAKERS
     spelt: tuple[int, ...] = tuple(range(6))
+    broken: tuple[int, ...] = ()
 
     def _count(self):
         return len(LENGTHS)
@@ -31,6 +39,8 @@ class Words(Source):
         return np.array(self.speakers, np.int32)
 
     def _read(self, index):
+        if index in self.broken:
+            raise CorruptExample("broken")
         found = {
             "audio": np.full(LENGTHS[index], index, np.int16),
             "label": index,
@@ -108,12 +118,48 @@ def test_a_clip_that_cannot_be_used_is_named(monkeypatch):
         joined(count=1)[3]
 
 
+def test_another_clip_is_drawn_for_a_corrupt_one():
+    preprocessing = dataclasses.replace(PREPROCESSING, max_samples=1200)
+
+    def pipeline(**options):
+        source = joined(broken=(3,))
+        transforms = build_transforms([{"name": "crop_audio"}], preprocessing)
+        return Pipeline(source, transforms, batch_size=6, seed=0, threads=0, **options)
+
+    every = pipeline()
+    batches = [every.batch(step)["waveform"] for step in range(4)]
+    assert every.stats.names == {"example 3 of Words": "broken"}
+    assert every.stats.corrupt >= 4
+    for epoch in batches:
+        assert not (epoch == 3).any()
+        assert {0, 1, 2, 4, 5} == {*epoch[:, 0].tolist()}
+    part = pipeline(rows=np.array([1, 4])).batch(3)["waveform"]
+    np.testing.assert_array_equal(part, batches[3][[1, 4]])
+    met = []
+    with pytest.raises(CorruptExample, match=r"example [234] of Words: broken"):
+        joined(broken=(2, 3, 4)).draw(2, np.random.default_rng(0), met)
+    assert len({one.name for one in met}) == len(met) == 2
+
+
+def test_units_of_joined_clips_are_whole_too(tmp_path):
+    section = dict(name="joined", count=3, copies=2, source=dict(name="words"))
+    source = build(SOURCES, section, "data.source", preprocessing=PREPROCESSING)
+    names = [source.describe(index) for index in range(len(source))]
+    info = {"units_per_second": 50.0}
+    write_units(tmp_path / "units", [np.zeros(1, int)] * len(names), names, np.ones((1, 2)), info)
+    for inner in (section, dict(name="mixture", sources=(section,))):
+        units = dict(name="units", path=str(tmp_path / "units"), source=inner)
+        assert len(build(SOURCES, units, "data.source", preprocessing=PREPROCESSING)) == 12
+        with pytest.raises(ConfigError, match="start, stop: parts of what 'joined' makes share"):
+            build(SOURCES, {**units, "stop": 0.5}, "data.source", preprocessing=PREPROCESSING)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"count": 0}, "source 'joined': count: expected a number from 1, got 0"),
         ({"speed": (2.0, 0.5)}, "source 'joined': speed: expected 0 < least <= most"),
-        ({"stop": 0.5}, "source 'joined': start, stop: parts of it share clips"),
+        ({"stop": 0.5}, "start, stop: parts of what 'joined' makes share clips; give them to"),
         ({"speakers": (0, 0, -1, 1, 1, 0)}, "speakers of this 'words' are not all known"),
     ],
 )

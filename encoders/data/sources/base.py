@@ -19,6 +19,14 @@ class CorruptExample(Exception):
     """One example cannot be used; the pipeline counts it, names it, and takes another."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """An example, or a part of one, that could not be used: where it is, and what was wrong."""
+
+    name: str
+    reason: str
+
+
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Source:
     """Random access to examples. Subclasses write `_count`, `_read` and maybe `_describe`.
@@ -35,12 +43,16 @@ class Source:
     start: float = 0.0
     stop: float = 1.0
 
+    indivisible = ""  # why parts of it cannot be taken, for an error
+
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.stop <= 1.0:
             raise ConfigError(
                 f"data source: expected 0 <= start < stop <= 1, got start={self.start}, "
                 f"stop={self.stop}."
             )
+        if self.indivisible and (self.start, self.stop) != (0, 1):
+            raise ConfigError(f"data source: start, stop: {self.indivisible}.")
         self._slice()
         if self._length <= 0:
             raise DataError(f"{self!r} holds no examples ({self._total} before slicing).")
@@ -127,13 +139,17 @@ class Source:
         return 0, self._length
 
 
-def read(source: Any, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    """The example at an index; a source with `draw(index, rng)` makes it anew each time.
+def read(
+    source: Any, index: int, rng: np.random.Generator, met: list[Corruption] | None = None
+) -> dict[str, Any]:
+    """The example at an index; a source with `draw(index, rng, met)` makes it anew each time.
 
-    Such are sources whose examples are random choices from a data set, as negatives are.
+    Such are sources whose examples are random choices from a data set, as negatives are. A choice
+    that cannot be used may give way to another, for which it is added to `met`; without a list, it
+    makes the example corrupt.
     """
     draw = getattr(source, "draw", None)
-    return source[index] if draw is None else draw(index, rng)
+    return source[index] if draw is None else draw(index, rng, met)
 
 
 def lengths_of(source: Any, sample_rate: int) -> np.ndarray:

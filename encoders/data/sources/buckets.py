@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.data.sources.base import Source, epoch_order, lengths_of, read
+from encoders.data.sources.base import Corruption, Source, epoch_order, lengths_of, read
 from encoders.data.sources.mixture import place, seed_of, shares_of
 from encoders.errors import ConfigError
 
@@ -154,10 +154,12 @@ class Buckets:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.draw(index, np.random.default_rng(0))
 
-    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def draw(
+        self, index: int, rng: np.random.Generator, met: list[Corruption] | None = None
+    ) -> dict[str, Any]:
         """The example, drawn if the source draws."""
         bucket = int(np.searchsorted(self._ends, index, side="right"))
-        example = read(self.source, int(self._order[index]), rng)
+        example = read(self.source, int(self._order[index]), rng, met)
         return {**example, "bucket_samples": self.sizes[bucket]}
 
     @property

@@ -12,9 +12,11 @@ import numpy as np
 
 from encoders.config import build
 from encoders.data import sound
-from encoders.data.sources.base import CorruptExample, Source, read
+from encoders.data.sources.base import CorruptExample, Corruption, Source, read
 from encoders.data.transforms.audio import DecodeAudio
 from encoders.errors import ConfigError
+
+_TRIES = 4  # clips for one place of an example
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -24,8 +26,9 @@ class Joined(Source):
     An example begins with a clip of the other source; others of the same speaker follow, and all
     are played at one speed, which moves pitch and formants along: a voice that is not in the data
     (Ko et al., Audio Augmentation for Speech Recognition, Interspeech 2015). Training draws them
-    anew every time the example comes; evaluation, and the source 'units' around this one, have it
-    as it always is.
+    anew every time the example comes, and draws another for one that is corrupt, which is counted
+    and named. Evaluation, and the source 'units' around this one, have the example as it always is,
+    corrupt if one of its clips is: units belong to samples.
 
     It is {'waveform': int16 [samples], 'transcript': str, 'speaker': int}, the transcript only
     where every clip has one.
@@ -46,6 +49,11 @@ class Joined(Source):
     speed: tuple[float, float] | None = None
     preprocessing: Any = dataclasses.field(repr=False)
 
+    indivisible = (
+        "parts of what 'joined' makes share clips; give them to the 'source' of 'joined', whose "
+        "parts share none"
+    )
+
     def __post_init__(self) -> None:
         from encoders.data.sources import SOURCES  # which holds this class too
 
@@ -56,11 +64,6 @@ class Joined(Source):
                 )
         if self.speed is not None:
             sound.check_speeds(*self.speed, "source 'joined': speed")
-        if (self.start, self.stop) != (0, 1):
-            raise ConfigError(
-                "source 'joined': start, stop: parts of it share clips; give them to its 'source', "
-                "whose parts share none."
-            )
         context = {"preprocessing": self.preprocessing}
         self.clips = build(SOURCES, dict(self.source), "data.source.source", **context)
         speakers = getattr(self.clips, "speakers_of", lambda: None)()
@@ -76,19 +79,24 @@ class Joined(Source):
         self._decode = DecodeAudio(preprocessing=self.preprocessing)
         super().__post_init__()
 
-    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def draw(
+        self, index: int, rng: np.random.Generator, met: list[Corruption] | None = None
+    ) -> dict[str, Any]:
         """The example at an index with other clips behind the first, at another speed.
 
         Raises:
-          CorruptExample: one of the clips is, or the whole is too short at its speed.
+          CorruptExample: one of the clips is, and so are those in its place, or there is no list
+            to name it in; or the whole is too short at its speed.
         """
-        return self._join(self._locate(index), rng)
+        return self._join(self._locate(index), rng, met)
 
-    def _join(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def _join(
+        self, index: int, rng: np.random.Generator, met: list[Corruption] | None = None
+    ) -> dict[str, Any]:
         first = index % len(self.clips)
         same = self._of[self._speakers[first]]
         clips = [
-            self._clip(number, rng)
+            self._clip(number, same, rng, met)
             for number in (first, *rng.choice(same, self.count - 1).tolist())
         ]
         waveform = np.concatenate([clip["waveform"] for clip in clips])
@@ -101,11 +109,23 @@ class Joined(Source):
             found["transcript"] = " ".join(clip["transcript"] for clip in clips)
         return found
 
-    def _clip(self, number: int, rng: np.random.Generator) -> dict[str, Any]:
+    def _clip(
+        self,
+        number: int,
+        same: np.ndarray,
+        rng: np.random.Generator,
+        met: list[Corruption] | None,
+        tries: int = _TRIES,
+    ) -> dict[str, Any]:
+        """The clip of that number, or another of the same speaker in its place."""
         try:
             return self._decode(read(self.clips, number, rng), rng)
         except CorruptExample as error:
-            raise CorruptExample(f"{self.clips.describe(number)}: {error}") from error
+            name, others = self.clips.describe(number), same[same != number]
+            if met is None or tries == 1 or not others.size:
+                raise CorruptExample(f"{name}: {error}") from error
+            met.append(Corruption(name, str(error)))
+        return self._clip(int(rng.choice(others)), others, rng, met, tries - 1)
 
     def _count(self) -> int:
         return self.copies * len(self.clips)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from encoders.config import build
-from encoders.data.sources.base import Source, lengths_of, read
+from encoders.data.sources.base import Corruption, Source, lengths_of, read
 from encoders.errors import ConfigError
 
 
@@ -69,14 +69,21 @@ class Mixture:
         names = {source.class_names for source in self.sources}
         return names.pop() if len(names) == 1 else None
 
+    @property
+    def indivisible(self) -> str:
+        """Why parts of it cannot be taken: what the first of its sources says that has a reason."""
+        return next(filter(None, (source.indivisible for source in self.sources)), "")
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, start = self._component(index)
         return self.sources[number][int(index) - start]
 
-    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def draw(
+        self, index: int, rng: np.random.Generator, met: list[Corruption] | None = None
+    ) -> dict[str, Any]:
         """The example, from a source that draws if its source does."""
         number, start = self._component(index)
-        return read(self.sources[number], int(index) - start, rng)
+        return read(self.sources[number], int(index) - start, rng, met)
 
     def describe(self, index: int) -> str:
         """Where a person finds the example."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from encoders.data.sources.base import Source
+from encoders.data.sources.base import Corruption, Source
 from encoders.data.sources.tokens import open_store
 from encoders.errors import ConfigError, DataError
 
@@ -93,8 +93,11 @@ class SentencePairs(Source):
         stops = np.append(firsts[1:], len(lengths))
         return np.stack([np.full(len(firsts), document), firsts, stops], axis=1)
 
-    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def draw(
+        self, index: int, rng: np.random.Generator, met: list[Corruption] | None = None
+    ) -> dict[str, Any]:
         """The example at `index`, with the random choices that the pipeline's generator makes."""
+        del met  # no sentence is corrupt
         return self._draw(self._locate(index), rng)
 
     def _read(self, index: int) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class Units(Source):
         super().__post_init__()
 
     @property
+    def indivisible(self) -> str:
+        """Why parts of it cannot be taken: what the other source says."""
+        return self.clips.indivisible
+
+    @property
     def clusters(self) -> int:
         """How many different units there are."""
         return self.store.clusters
