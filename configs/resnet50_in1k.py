@@ -25,6 +25,7 @@ def get_config(arg=None):
         momentum=0.9,
         nesterov=True,
         weight_decay=1e-4,
+        decay_convention="l2",  # a term of the loss, so that it passes through the momentum
     )
     config.evaluators = {"validation": common.accuracy(every={"epochs": 5})}
     return hardware.apply(config, arg)
