@@ -23,11 +23,13 @@ class Clips:
     Attributes:
       source: of the clips.
       preprocessing: says the rate; clips of other rates are resampled, several channels averaged.
+      most: samples of the longest clips that are used; None for any.
       corrupt: 'where: why' of those that could not be used, which grows as they are read.
     """
 
     source: Any
     preprocessing: Any
+    most: int | None = None
     corrupt: list[str] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
@@ -53,14 +55,22 @@ class ClipBatch:
     length: np.ndarray
 
 
-def open_clips(path: str, split: str, preprocessing: Any, *, least: int, flag: str) -> Clips:
+def open_clips(
+    path: str,
+    split: str,
+    preprocessing: Any,
+    *,
+    least: int,
+    most: int | None = None,
+    flag: str,
+) -> Clips:
     """Clips of a folder, a table, a prepared data set, or one file.
 
     Args:
       path: where they are.
       split: of a prepared data set.
       preprocessing: of the encoder.
-      least: samples that clips have at least.
+      least, most: samples that clips have at least, and at most.
       flag: of the command line that the path comes from, named in errors.
 
     Raises:
@@ -77,11 +87,11 @@ def open_clips(path: str, split: str, preprocessing: Any, *, least: int, flag: s
         except DataError as error:
             reason = str(error).removeprefix("data source: ")
             raise DataError(f"{flag} {path}: {reason}") from error
-    return lenient(source, preprocessing, least)
+    return lenient(source, preprocessing, least, most)
 
 
-def lenient(source: Any, preprocessing: Any, least: int) -> Clips:
-    """Clips of a source, of any rate and number of channels, from `least` samples on.
+def lenient(source: Any, preprocessing: Any, least: int, most: int | None = None) -> Clips:
+    """Clips of a source, of any rate and number of channels, from `least` samples to `most`.
 
     `min_samples` is what training asks for; what can be encoded is all that is asked for here.
     """
@@ -93,7 +103,7 @@ def lenient(source: Any, preprocessing: Any, least: int) -> Clips:
         max_samples=max(least, preprocessing.max_samples),
         bucket_samples=None,
     )
-    return Clips(source, wanted)
+    return Clips(source, wanted, most)
 
 
 class _OneFile:
@@ -128,22 +138,27 @@ def preprocessing_of(encoder: Any, path: str) -> Any:
     return encoder.preprocessing
 
 
+def longest(module: Any) -> int | None:
+    """Samples of the longest clip that an encoder takes; None for any."""
+    return getattr(module, "max_samples", None)
+
+
 def clip_batches(
     clips: Clips,
     batch_size: int,
     *,
     rows: np.ndarray | None = None,
     shards: int = 1,
-    max_samples: int | None = None,
 ) -> Iterator[ClipBatch]:
     """Decodes clips, by a thread for each core, and puts those of similar lengths together.
+
+    What is longer than `clips.most` is corrupt, and no batch is padded to more.
 
     Args:
       clips: to read.
       batch_size: clips of a batch at most.
       rows: their numbers; None for all.
       shards: B is a multiple of it.
-      max_samples: longer clips are corrupt; None for none.
     """
     from encoders.data import CorruptExample
     from encoders.data.buckets import length_batches
@@ -152,15 +167,15 @@ def clip_batches(
 
     decode = DecodeAudio(preprocessing=clips.preprocessing)
     rate = clips.preprocessing.sample_rate
+    most = 2**62 if clips.most is None else clips.most
 
     def read(row: int) -> tuple[int, dict[str, Any] | str]:
         try:
             example = decode(clips.source[row], np.random.default_rng(0))
         except (CorruptExample, OSError) as error:
             return row, str(error)
-        seconds = len(example["waveform"]) / rate
-        if max_samples is not None and len(example["waveform"]) > max_samples:
-            return row, f"{seconds:.1f} seconds, expected at most {max_samples / rate:g}"
+        if (samples := len(example["waveform"])) > most:
+            return row, f"{samples / rate:.1f} seconds, expected at most {most / rate:g}"
         return row, example
 
     rows = np.arange(len(clips)) if rows is None else rows
@@ -174,7 +189,7 @@ def clip_batches(
             if not found:
                 continue
             lengths = [len(example["waveform"]) for _, example in found]
-            for numbers, size, count in length_batches(lengths, batch_size, 2**62):
+            for numbers, size, count in length_batches(lengths, batch_size, most):
                 chosen = [found[number] for number in numbers]
                 count = -(-count // shards) * shards
                 yield _batch(chosen, start, size, count)
@@ -200,14 +215,13 @@ def over_clips(
     *,
     mesh: Any = None,
     rows: np.ndarray | None = None,
-    max_samples: int | None = None,
 ) -> Iterator[tuple[ClipBatch, Any]]:
     """Runs a pure function over clips, on all devices.
 
     Args:
       function: (variables, batch) -> arrays [B, ...]; 'waveform' of the batch is normalised.
       variables: of it.
-      clips, batch_size, rows, max_samples: see `clip_batches`.
+      clips, batch_size, rows: see `clip_batches`.
       mesh: devices; None for all.
 
     Yields:
@@ -235,8 +249,7 @@ def over_clips(
         found = jax.device_get(found)
         return batch, jax.tree.map(lambda x: x[: len(batch.rows)], found)
 
-    options = dict(rows=rows, shards=mesh.size, max_samples=max_samples)
-    for batch in clip_batches(clips, batch_size, **options):
+    for batch in clip_batches(clips, batch_size, rows=rows, shards=mesh.size):
         given = {"waveform": batch.waveform, "length": batch.length}
         pending.append((batch, run(variables, jax.device_put(given, spread))))
         if len(pending) > 2:  # the device works on the next ones while this one is copied

@@ -31,7 +31,15 @@ import numpy as np
 
 from encoders.errors import ConfigError, DataError, exit_cleanly
 from launch.flags import Parser
-from tools.clips import Clips, frames_of, lenient, open_clips, over_clips, preprocessing_of
+from tools.clips import (
+    Clips,
+    frames_of,
+    lenient,
+    longest,
+    open_clips,
+    over_clips,
+    preprocessing_of,
+)
 from tools.texts import report_corrupt
 
 
@@ -42,7 +50,7 @@ class Frames(NamedTuple):
       function: (variables, batch) -> ([B, T, D], [B, T] bool).
       variables: of it.
       preprocessing: of its clips.
-      least: samples that a clip has at least.
+      least, most: samples that a clip has at least, and at most; None for any.
       per_second: how many.
       made_of: what to write down about them.
     """
@@ -51,6 +59,7 @@ class Frames(NamedTuple):
     variables: Any
     preprocessing: Any
     least: int
+    most: int | None
     per_second: float
     made_of: dict[str, Any]
 
@@ -65,13 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         frames = _of_model(flags.model, flags.layer, flags.normalize)
     if flags.config is not None:
         source = _training_source(flags.config, frames.preprocessing)
-        clips = lenient(source, frames.preprocessing, frames.least)
+        clips = lenient(source, frames.preprocessing, frames.least, frames.most)
     else:
         clips = open_clips(
             flags.data,
             flags.split or "train",
             frames.preprocessing,
             least=frames.least,
+            most=frames.most,
             flag="--data",
         )
     report = cluster(
@@ -155,7 +165,7 @@ def _of_mfcc(rate: int, normalize: bool = False) -> Frames:
         return hubert_mfcc(batch["waveform"], mask, sample_rate=rate, normalize=normalize)
 
     made_of = {"features": "mfcc", "normalized": normalize}
-    return Frames(frames, {}, preprocessing, least, 100.0, made_of)
+    return Frames(frames, {}, preprocessing, least, None, 100.0, made_of)
 
 
 def _of_model(path: str, layer: int | None, normalize: bool = False) -> Frames:
@@ -175,6 +185,7 @@ def _of_model(path: str, layer: int | None, normalize: bool = False) -> Frames:
         encoder.variables,
         preprocessing,
         module.receptive_field,
+        longest(module),
         preprocessing.sample_rate / module.stride,
         {"model": path, "layer": layer, "normalized": normalize},
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from encoders.errors import ConfigError, DataError, StorageError
-from tools.clips import frames_of, open_clips, over_clips, preprocessing_of
+from tools.clips import frames_of, longest, open_clips, over_clips, preprocessing_of
 from tools.files import write
 from tools.texts import report_corrupt
 
@@ -18,8 +18,15 @@ def embed_clips(encoder: Any, flags: argparse.Namespace, output: pathlib.Path) -
     """Writes one .npz file, or a folder with a file of frames for each clip."""
     if flags.map is not None:
         raise ConfigError("--map: is for images; clips have no pictures.")
-    preprocessing, least = preprocessing_of(encoder, flags.model), encoder.module.receptive_field
-    clips = open_clips(flags.input, flags.split, preprocessing, least=least, flag="--input")
+    preprocessing = preprocessing_of(encoder, flags.model)
+    clips = open_clips(
+        flags.input,
+        flags.split,
+        preprocessing,
+        least=encoder.module.receptive_field,
+        most=longest(encoder.module),
+        flag="--input",
+    )
     function = frames_of(encoder.module, preprocessing, flags.layer)
     folder = output.suffix != ".npz"
     means, frames, labels = {}, {}, {}

@@ -6,7 +6,8 @@ Prints a line for each clip, in their order: where it is, a tab, and its text, t
 each frame. With --language-model an n-gram model in an ARPA file chooses among its words.
 
 Clips of another rate are resampled, and several channels averaged. Those that cannot be read, or
-are longer than --max-seconds, are named and counted on stderr; the others go on.
+are longer than --max-seconds, or than the model hears, are named and counted on stderr; the others
+go on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from encoders.errors import CheckpointError, ConfigError, DataError, exit_cleanly
 from launch.flags import Parser
-from tools.clips import Clips, open_clips, over_clips
+from tools.clips import Clips, longest, open_clips, over_clips
 from tools.evaluate import Subject, load_model
 
 
@@ -41,8 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
     subject, function, read = _load(flags.model, flags.language_model)
-    least = subject.encoder.receptive_field
-    clips = open_clips(flags.input, flags.split, subject.preprocessing, least=least, flag="--input")
+    most = int(flags.max_seconds * subject.preprocessing.sample_rate)
+    clips = open_clips(
+        flags.input,
+        flags.split,
+        subject.preprocessing,
+        least=subject.encoder.receptive_field,
+        most=min(most, longest(subject.encoder) or most),
+        flag="--input",
+    )
     done = _transcribe(function, subject.variables, clips, flags, read)
     for where in clips.corrupt:
         print(f"left out: {where}", file=sys.stderr)
@@ -62,12 +70,8 @@ def _transcribe(
 ) -> int:
     """Prints clips in their order, and returns how many there were."""
     texts: dict[int, str] = {}
-    rate = clips.preprocessing.sample_rate
-    found = over_clips(
-        function, variables, clips, flags.batch_size, max_samples=int(flags.max_seconds * rate)
-    )
     last = 0  # clips up to here are printed
-    for batch, result in found:
+    for batch, result in over_clips(function, variables, clips, flags.batch_size):
         if batch.first > last:  # all before it have come
             _print(clips, texts, range(last, batch.first))
             last = batch.first

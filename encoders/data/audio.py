@@ -82,8 +82,8 @@ class AudioPreprocessing:
         """Compares what an encoder says of itself with what clips will be.
 
         Raises:
-          ConfigError: it hears another rate, needs longer clips, or has several tokens of one time
-            or another stride than transcripts are measured by.
+          ConfigError: it hears another rate, needs longer clips or takes none as long, or has
+            several tokens of one time or another stride than transcripts are measured by.
         """
         rate = getattr(encoder, "sample_rate", self.sample_rate)
         if rate != self.sample_rate:
@@ -95,6 +95,12 @@ class AudioPreprocessing:
             raise ConfigError(
                 f"preprocessing.min_samples: the encoder makes a token of no less than "
                 f"{encoder.receptive_field} samples, got {self.min_samples}."
+            )
+        most = getattr(encoder, "max_samples", self.max_samples)
+        if most is not None and self.max_samples > most:
+            raise ConfigError(
+                f"preprocessing.max_samples: the encoder takes clips of up to {most} samples, got "
+                f"{self.max_samples}."
             )
         at_once = getattr(encoder, "tokens_per_time", 1)
         if self.characters is not None and at_once > 1:

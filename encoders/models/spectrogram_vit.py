@@ -38,6 +38,7 @@ class SpectrogramViT(ViT):
 
     modality = "audio"
     channels = 1
+    sample_rate = 16_000
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -58,6 +59,11 @@ class SpectrogramViT(ViT):
     def receptive_field(self) -> int:
         """Samples that a clip needs to have: those of one frame."""
         return _FRAME
+
+    @property
+    def max_samples(self) -> int:
+        """Samples of the longest clip that fits."""
+        return (self.max_frames - 1) * _HOP + _FRAME + _HOP - 1
 
     def frames(self, samples: int | jax.Array) -> int:
         """How many tokens there are, of however many samples: one for each patch."""

@@ -48,6 +48,12 @@ class Whisper(SpectrogramEncoder):
         "large": TextSize(1280, 32, 5120, 20),
     }
     STACK = 2
+    sample_rate = 16_000
+
+    @property
+    def max_samples(self) -> int | None:
+        """Samples of the longest clip that fits; None for any."""
+        return None if self.pad_to is None else self.pad_to * _HOP
 
     @property
     def receptive_field(self) -> int:
@@ -67,15 +73,15 @@ class Whisper(SpectrogramEncoder):
         """See `SpectrogramEncoder.features`; the logarithms are those of `whisper_log_mel`."""
         samples, length = real_samples(waveform, mask), waveform.shape[1]
         if self.pad_to is not None:
-            if self.pad_to % 2 or length > self.pad_to * _HOP:
+            if self.pad_to % 2 or length > self.max_samples:
                 raise ConfigError(
-                    f"waveform: {length} samples are more than the {self.pad_to * _HOP} of "
+                    f"waveform: {length} samples are more than the {self.max_samples} of "
                     f"model.pad_to={self.pad_to}, which has to be even; pass shorter clips, or set "
                     "it to None."
                 )
             if mask is not None:
                 waveform = jnp.where(mask, waveform, 0)
-            waveform = jnp.pad(waveform, ((0, 0), (0, self.pad_to * _HOP - length)))
+            waveform = jnp.pad(waveform, ((0, 0), (0, self.max_samples - length)))
             mask = None
         log_mel, _ = whisper_log_mel(waveform, mask, num_mels=self.num_mels)
         log_mel = jnp.pad(log_mel, ((0, 0), (0, log_mel.shape[1] % 2), (0, 0)))

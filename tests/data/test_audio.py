@@ -119,6 +119,51 @@ def test_tables(tmp_path, kind, monkeypatch):
         Audio(path=_table(tmp_path, "/a.wav", "../b.wav"), folder="elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("nemo.jsonl", ("audio_filepath", "text", "duration")),
+        ("common_voice.tsv", ("path", "sentence", "up_votes", "client_id")),
+        ("metadata.csv", ("file_name", "transcription")),
+    ],
+)
+def test_tables_of_others(tmp_path, name, header):
+    write(tmp_path / "a.wav", tone(700))
+    row = ("a.wav", "one two", "1", "ann")[: len(header)]
+    mark = "\t" if name.endswith("tsv") else ","
+    lines = [mark.join(header), mark.join(row)]
+    if name.endswith("jsonl"):
+        lines = [json.dumps(dict(zip(header, row, strict=True)))]
+    (tmp_path / name).write_text("\n".join(lines))
+    source = Audio(path=str(tmp_path / name))
+    assert source[0]["transcript"] == "one two"
+    assert source.speaker_names == (("ann",) if "client_id" in header else None)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "said"), [(".wrd", "ONE TWO\nSO"), (".ltr", "O N E | T W O |\nS O |")]
+)
+def test_a_manifest_of_fairseq(tmp_path, suffix, said):
+    for file in ("1/a.wav", "b.wav", "../secret.wav"):
+        write(tmp_path / "clips" / file, tone(700))
+    manifest = tmp_path / "lists/train.tsv"
+    manifest.parent.mkdir()
+    manifest.write_text(f"{tmp_path}/clips\n1/a.wav\t700\n../secret.wav\t700\nb.wav\t700\n")
+    source = Audio(path=str(manifest))
+    assert len(source) == 3
+    assert "transcript" not in source[0]
+    with pytest.raises(CorruptExample, match="leads out of the folder"):
+        source[1]
+    assert source.describe(1).endswith("train.tsv row 3")
+    said_file = manifest.with_suffix(suffix)
+    said_file.write_text(said)
+    with pytest.raises(DataError, match=r"has 2 lines, .*train.tsv' 3 clips"):
+        Audio(path=str(manifest))
+    said_file.write_text(said.replace("\n", "\nx\n"))
+    source = Audio(path=str(manifest))
+    assert [source[i]["transcript"] for i in (0, 2)] == ["ONE TWO", "SO"]
+
+
 def _table(folder, *paths):
     (folder / "paths.csv").write_text("\n".join(("path", *paths)))
     return str(folder / "paths.csv")
@@ -383,12 +428,15 @@ def test_contradictory_preprocessing_is_refused(fields, message):
     ("fields", "message"),
     [
         ({"sample_rate": 8000}, "sample_rate: the encoder hears 16000"),
+        ({"max_samples": 250_001}, "max_samples: the encoder takes clips of up to 250000"),
         ({"min_samples": 399}, "min_samples: the encoder makes a token of no less than 400"),
         ({"samples_per_frame": 160, "characters": "letters"}, "samples_per_frame: .* is 320"),
     ],
 )
 def test_encoders_that_need_other_clips_are_refused(fields, message):
-    encoder = types.SimpleNamespace(sample_rate=16000, receptive_field=400, stride=320)
+    encoder = types.SimpleNamespace(
+        sample_rate=16000, receptive_field=400, stride=320, max_samples=250_000
+    )
     AudioPreprocessing().check(encoder)
     with pytest.raises(ConfigError, match=message):
         AudioPreprocessing(**fields).check(encoder)

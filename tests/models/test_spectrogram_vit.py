@@ -100,8 +100,12 @@ def test_refusals(tmp_path):
     for format in ("hf", "timm"):
         with pytest.raises(CheckpointError, match="writes a ViT, and this is SpectrogramViT"):
             encoders.save(Encoder(VIT, {"params": {}}, None, {}), tmp_path / format, format=format)
-    with pytest.raises(ConfigError, match="8240 samples make 50 frames, more than"):
-        VIT.spectrogram(jnp.zeros((1, 8240)))
+    longest = jnp.zeros((1, VIT.max_samples))
+    assert jax.eval_shape(VIT.spectrogram, longest).shape[1] == 48
+    with pytest.raises(ConfigError, match="8080 samples make 49 frames, more than"):
+        jax.eval_shape(VIT.spectrogram, jnp.pad(longest, ((0, 0), (0, 1))))
+    with pytest.raises(ConfigError, match="the encoder hears 16000 samples per second"):
+        AudioPreprocessing(sample_rate=8000).check(VIT)
     with pytest.raises(ConfigError, match="patches that overlap"):
         VIT.clone(patch_stride=10).features(jnp.zeros((1, 800)))
     with pytest.raises(ConfigError, match="has no vector that stands for hidden patches"):

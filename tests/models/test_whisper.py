@@ -16,6 +16,7 @@ import encoders
 from encoders.checkpoints.formats import files
 from encoders.checkpoints.formats.hf_whisper import _rules
 from encoders.checkpoints.formats.mapping import flatten
+from encoders.data import AudioPreprocessing
 from encoders.errors import CheckpointError, ConfigError
 from encoders.layers.stack import stack_layers
 from encoders.models.whisper import Whisper
@@ -152,6 +153,9 @@ def test_refusals(tmp_path):
         encoders.load(tmp_path)
     with pytest.raises(ConfigError, match="7681 samples are more than the 7680"):
         load().module.features(np.zeros((1, 7681), np.float32))
+    assert load().module.max_samples == 7680
+    with pytest.raises(ConfigError, match="the encoder hears 16000 samples per second"):
+        AudioPreprocessing(sample_rate=8000).check(load().module)
 
 
 @pytest.mark.parametrize(

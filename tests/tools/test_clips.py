@@ -59,6 +59,10 @@ def test_batches_are_of_similar_lengths(folder):
     np.testing.assert_array_equal(batches[1].waveform[3], batches[1].waveform[2])  # fills it
     [why] = found.corrupt
     assert "1b.wav: no sound file" in why
+    found = dataclasses.replace(found, most=2300, corrupt=[])
+    batches = list(clips.clip_batches(found, 4))
+    assert [batch.waveform.shape[1] for batch in batches] == [2300]  # no power of two
+    assert sum("seconds, expected at most 0.14375" in why for why in found.corrupt) == 3
 
 
 def test_clusters_of_cepstra_tell_pitches_apart(folder, tmp_path, capsys):
@@ -187,6 +191,16 @@ def test_files_of_frames_are_named_by_shard_and_record(tmp_path):
     }  # fmt: skip
     with pytest.raises(DataError, match=r"e/a\.wav and d/a\.wav would both be"):
         embed_clips._write_one(tmp_path, "e/a.wav", np.zeros((2, 3)), written)
+
+
+def test_clips_longer_than_an_encoder_hears_are_left_out(tmp_path, capsys):
+    whisper = str(GOLDEN / "whisper" / "hf")  # up to 7680 samples
+    for samples in (5000, 9000):  # of which no batch may be 8192 long
+        soundfile.write(tmp_path / f"{samples}.wav", np.zeros(samples, np.int16), RATE)
+    embed.main(["--model", whisper, "--input", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["5000.npy"]
+    assert "9000.wav: 0.6 seconds, expected at most 0.48" in capsys.readouterr().out
+    assert cluster._of_model(whisper, None).most == 7680
 
 
 def test_the_clips_that_a_config_trains_on():
