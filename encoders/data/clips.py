@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,13 @@ from encoders.errors import DataError, nearest
 logger = logging.getLogger(__name__)
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
-_COLUMNS = {"transcript": "text", "label": "label", "speaker": "speaker"}
+# What a table may call its columns: as here, as NeMo, as Hugging Face, as Common Voice.
+_PATHS = ("path", "audio_filepath", "file_name")
+_COLUMNS = {
+    "transcript": ("text", "transcription", "sentence"),
+    "label": ("label",),
+    "speaker": ("speaker", "client_id"),
+}
 _LJSPEECH, _LIBRISPEECH = "metadata.csv", ".trans.txt"
 
 
@@ -147,17 +153,20 @@ def find_clips(path: pathlib.Path, folder: pathlib.Path | None = None) -> ClipFi
     """The clips of a table, or of a folder.
 
     Args:
-      path: a table with columns 'path' and maybe 'text', 'label' and 'speaker'; or a folder: with
-        LJSpeech's metadata.csv and wavs/, with LibriSpeech's *.trans.txt beside the clips, of one
-        subfolder per class, or with the clips in it.
-      folder: what paths in a table are relative to, and must not leave; None is that of the table.
-        A row that leaves it, absolute or by '..', names a clip that is corrupt.
+      path: a table with columns 'path' and maybe 'text', 'label' and 'speaker', or named as NeMo,
+        Hugging Face or Common Voice name these; a manifest of fairseq (tsv: the folder on the first
+        line, then path and samples), with transcripts where .wrd or .ltr is beside it; or a folder:
+        with LJSpeech's metadata.csv and wavs/, with LibriSpeech's *.trans.txt beside the clips, of
+        one subfolder per class, or with the clips in it.
+      folder: what paths in a table are relative to, and must not leave; None is that of the table,
+        or the one that a manifest names. A row that leaves it, absolute or by '..', names a clip
+        that is corrupt.
 
     Raises:
       DataError: there are none, or none of a table's rows stays in the folder.
     """
     if path.is_file():
-        return _of_table(path, folder or path.parent)
+        return _of_table(path, folder)
     if (path / _LJSPEECH).is_file() and (path / "wavs").is_dir():
         return _of_ljspeech(path)
     transcripts = sorted(path.rglob(f"*{_LIBRISPEECH}"))
@@ -228,7 +237,7 @@ def _of_librispeech(root: pathlib.Path, transcripts: list[pathlib.Path]) -> Clip
     return ClipFiles(paths, [*map(str, paths)], {"transcript": texts, "speaker": speakers})
 
 
-def _of_table(table: pathlib.Path, folder: pathlib.Path) -> ClipFiles:
+def _of_table(table: pathlib.Path, folder: pathlib.Path | None) -> ClipFiles:
     if table.suffix not in TABLES:
         raise DataError(
             f"data source: '{table}' is no table of clips; expected {', '.join(TABLES)}, or a "
@@ -236,36 +245,76 @@ def _of_table(table: pathlib.Path, folder: pathlib.Path) -> ClipFiles:
         )
     reader = open_rows(table, "line", None)
     known = reader.columns or () if len(reader) else ()
-    if "path" not in known:
+    if _is_manifest(table, known):
+        return _of_manifest(table, folder)
+    column = next((name for name in _PATHS if name in known), None)
+    if column is None:
         raise DataError(f"data source: '{table}' has no column 'path'.{nearest('path', known)}")
-    files: list[pathlib.Path | None] = []
-    names: list[str] = []
-    # An absolute path is below the folder, however that is written.
-    roots = tuple({pathlib.Path(os.path.abspath(folder)), folder.resolve()})
-    present = {field: column for field, column in _COLUMNS.items() if column in known}
-    fields: dict[str, list[Any]] = {field: [] for field in present}
-    for number in range(len(reader)):
-        try:
-            row = reader.row(number)
-        except CorruptExample:
-            row = {}
-        path = _inside(folder, roots, row.get("path"))
-        files.append(path)
-        names.append(reader.describe(number) if path is None else str(path))
-        for field, column in present.items():
-            value = row.get(column)
-            fields[field].append(None if value in (None, "") else value)
-    if not any(files):
-        raise DataError(
-            f"data source: no row of '{table}' names a clip below '{folder}'; set folder to where "
-            f"the clips lie."
-        )
+    rows = [_row(reader, number) for number in range(len(reader))]
+    paths = [row.get(column) for row in rows]
+    files, names = _files(paths, folder or table.parent, table, reader.describe)
+    fields: dict[str, list[Any]] = {}
+    for field, columns in _COLUMNS.items():
+        present = next((name for name in columns if name in known), None)
+        if present is not None:
+            values = [row.get(present) for row in rows]
+            fields[field] = [None if value in (None, "") else value for value in values]
     if "speaker" in fields:
         fields["speaker"] = [None if s is None else str(s) for s in fields["speaker"]]
     classes = None
     if "label" in fields:
         fields["label"], classes = _numbered(fields["label"], table)
     return ClipFiles(files, names, fields, classes)
+
+
+def _is_manifest(table: pathlib.Path, columns: Sequence[str]) -> bool:
+    return table.suffix == ".tsv" and len(columns) == 1 and columns[0] not in _PATHS
+
+
+def _of_manifest(table: pathlib.Path, folder: pathlib.Path | None) -> ClipFiles:
+    """fairseq's: the folder; then lines 'path<TAB>samples'. Words or letters lie beside it."""
+    reader = open_rows(table, "line", ("path", "samples"))
+    folder = folder or table.parent / _lines(table)[0].strip()
+    paths = [_row(reader, number).get("path") for number in range(1, len(reader))]
+    files, names = _files(paths, folder, table, lambda number: reader.describe(number + 1))
+    for suffix in (".wrd", ".ltr"):
+        said = table.with_suffix(suffix)
+        if said.is_file():
+            texts = _lines(said)
+            if len(texts) != len(files):
+                raise DataError(
+                    f"data source: '{said}' has {len(texts)} lines, '{table}' {len(files)} clips; "
+                    f"expected one line for each."
+                )
+            if suffix == ".ltr":  # T H E | E N D |
+                texts = [text.replace(" ", "").replace("|", " ").strip() for text in texts]
+            return ClipFiles(files, names, {"transcript": [text or None for text in texts]})
+    return ClipFiles(files, names)
+
+
+def _row(reader: Any, number: int) -> dict[str, Any]:
+    try:
+        return reader.row(number)
+    except CorruptExample:
+        return {}
+
+
+def _files(
+    paths: Sequence[Any],
+    folder: pathlib.Path,
+    table: pathlib.Path,
+    describe: Callable[[int], str],
+) -> tuple[list[pathlib.Path | None], list[str]]:
+    """The files that a table's paths say, None for those that leave the folder, and their names."""
+    # An absolute path is below the folder, however that is written.
+    roots = tuple({pathlib.Path(os.path.abspath(folder)), folder.resolve()})
+    files = [_inside(folder, roots, path) for path in paths]
+    if not any(files):
+        raise DataError(
+            f"data source: no row of '{table}' names a clip below '{folder}'; set folder to where "
+            f"the clips lie."
+        )
+    return files, [describe(i) if file is None else str(file) for i, file in enumerate(files)]
 
 
 def _inside(

@@ -27,10 +27,12 @@ class Audio(Source):
 
     Attributes:
       path: a prepared directory or 'sample:digits'; a folder of files, of one subfolder per class,
-        of LibriSpeech, or of LJSpeech; or a table (csv, tsv, jsonl, parquet) with the column 'path'
-        and maybe 'text', 'label' and 'speaker'. See `encoders.data.clips`.
+        of LibriSpeech, or of LJSpeech; a table (csv, tsv, jsonl, parquet) with the column 'path'
+        and maybe 'text', 'label' and 'speaker'; or a manifest of fairseq. See
+        `encoders.data.clips.find_clips`.
       split: of a prepared directory.
-      folder: what paths in a table are relative to; None is the folder of the table.
+      folder: what paths in a table are relative to; None is the folder of the table, or the one that
+        a manifest names.
       speakers: names of those whose clips are taken, and none of unknown speakers; None takes all.
       without_speakers: names of those whose clips are left out. Clips of unknown speakers stay, and
         a warning says how many there are.
