@@ -31,8 +31,8 @@ class Audio(Source):
         and maybe 'text', 'label' and 'speaker'; or a manifest of fairseq. See
         `encoders.data.clips.find_clips`.
       split: of a prepared directory.
-      folder: what paths in a table are relative to; None is the folder of the table, or the one that
-        a manifest names.
+      folder: what paths in a table are relative to; None is the folder of the table, or the one
+        that a manifest names.
       speakers: names of those whose clips are taken, and none of unknown speakers; None takes all.
       without_speakers: names of those whose clips are left out. Clips of unknown speakers stay, and
         a warning says how many there are.
