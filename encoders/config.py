@@ -25,7 +25,7 @@ from typing import Any
 
 import ml_collections
 
-from encoders.errors import ConfigError, nearest
+from encoders.errors import ConfigError, closest, nearest
 
 _IGNORED = ("self", "parent", "name")  # Linen adds the last two to every module
 
@@ -222,10 +222,15 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
         get_config = getattr(import_file(path), "get_config", None)
         if get_config is None:
             raise ConfigError(f"--config: '{name}' defines no get_config(arg=None).")
+        if argument and not inspect.signature(get_config).parameters:
+            raise ConfigError(f"--config {spec}: get_config() of '{name}' takes no argument.")
         try:
             config = get_config(argument) if argument else get_config()
         except ValueError as error:
             raise ConfigError(f"--config {spec}: {error}.") from error
+        if not isinstance(config, ml_collections.ConfigDict):
+            found = type(config).__name__
+            raise ConfigError(f"--config: get_config() of '{name}' returns {found}, no ConfigDict.")
     for override in overrides:
         apply_override(config, override)
     return config
@@ -242,7 +247,11 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def import_file(path: pathlib.Path) -> types.ModuleType:
-    """The module of a config file, which may import its neighbours as configs.*."""
+    """The module of a config file, which may import its neighbours as configs.*.
+
+    Raises:
+      ConfigError: it is no Python, or imports what is not there.
+    """
     # So that they are found wherever the command was started.
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -250,6 +259,12 @@ def import_file(path: pathlib.Path) -> types.ModuleType:
     sys.path.insert(0, root)
     try:
         spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(
+            f"--config: '{error.filename}' line {error.lineno} is no Python ({error.msg})."
+        ) from error
+    except ImportError as error:
+        raise ConfigError(f"--config: '{path}' cannot be imported ({error}).") from error
     finally:
         sys.path.remove(root)
     return module
@@ -259,7 +274,10 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
     """Sets one field, 'a.b.c=value', keeping its type; a field that is not there is an error.
 
     Fields that a section's class has, but this config does not set, are added as they are and
-    checked when the section is built.
+    checked when the section is built; at the top level unless they look like one that is set.
+
+    Raises:
+      ConfigError: no such field, or its value is of another type.
     """
     path, equals, text = override.partition("=")
     if not equals:
@@ -281,11 +299,13 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
             raise ConfigError(f"--config.{here}: unknown field.{nearest(key, choices)}")
         if not _is_mapping(node) and not isinstance(node, list | tuple):
             raise ConfigError(f"--config.{here}: is {node!r}, not a section.")
-    if not parents and leaf not in config:
-        raise ConfigError(f"--config.{leaf}: unknown field.{nearest(leaf, config)}")
+    if not parents and leaf not in config and (near := closest(leaf, config)):
+        raise ConfigError(f"--config.{leaf}: unknown field. Did you mean '{near}'?")
     if not _is_mapping(node):
         raise ConfigError(f"--config.{path}: items of a tuple cannot be set; set '{parents[-1]}'.")
     old = node.get(leaf, None)
+    if isinstance(old, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        value = text  # a name that reads as a number, such as model.variant=50
     if old is not None and value is not None:
         value = _as_type_of(old, value, f"--config.{path}")
     if isinstance(node, ml_collections.ConfigDict):

@@ -80,12 +80,26 @@ class DeadlineError(EncodersError):
 STOPPED = 75
 
 
+_LISTED = 40  # choices that a sentence has room for
+
+
+def closest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice that a name is most likely a slip of; None if none is close."""
+    close = difflib.get_close_matches(str(name), sorted(map(str, choices)), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the closest choice, or all choices if none is close."""
-    choices = sorted(str(choice) for choice in choices)
-    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
-    if close:
-        return f" Did you mean '{close[0]}'?"
+    """Returns " Did you mean 'x'?" for the closest choice, or all choices if none is close.
+
+    Of more choices than a sentence has room for, the ten that are least far.
+    """
+    choices = sorted(map(str, choices))
+    if (close := closest(name, choices)) is not None:
+        return f" Did you mean '{close}'?"
+    if len(choices) > _LISTED:
+        some = difflib.get_close_matches(str(name), choices, n=10, cutoff=0.0)
+        return f" Some of the {len(choices)} known: {', '.join(sorted(some))}."
     return f" Known: {', '.join(choices)}." if choices else ""
 
 

@@ -237,7 +237,7 @@ def get_config(arg=None):
         raise ValueError(f"no variant '{arg}'")
     config = ml_collections.ConfigDict()
     config.size = 2 if arg is None else 20
-    config.optimizer = dict(lr=0.1, clip=None, betas=(0.9, 0.99))
+    config.optimizer = dict(lr=0.1, clip=None, betas=(0.9, 0.99), variant="18")
     config.data = dict(transforms=(dict(name="crop", scale=(0.2, 1.0)), dict(name="flip")))
     return config
 """
@@ -254,14 +254,16 @@ def test_configs_come_from_files_with_arguments_and_overrides(path):
     config = load_config(
         f"{path}:big",
         ["optimizer.lr=1", "optimizer.clip=2.5", "optimizer.betas=[0.8, 0.9]", "size=3",
-         "data.transforms.0.scale=(0.5, 1)", "optimizer.new=text"],
+         "data.transforms.0.scale=(0.5, 1)", "optimizer.new=text", "optimizer.variant=50",
+         "ema=.9"],
     )  # fmt: skip
     assert config.size == 3
     assert config.optimizer.lr == 1.0
     assert type(config.optimizer.lr) is float
     assert config.optimizer.clip == 2.5
     assert config.optimizer.betas == (0.8, 0.9)
-    assert config.optimizer.new == "text"  # checked when the section is built
+    assert (config.optimizer.new, config.ema) == ("text", 0.9)  # checked when they are built
+    assert config.optimizer.variant == "50"
     assert configs.to_plain(config)["data"]["transforms"][0]["scale"] == (0.5, 1)
     assert load_config(str(path)).size == 2
 
@@ -297,6 +299,16 @@ def test_wrong_files_are_named(path, tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="defines no get_config"):
         load_config(str(tmp_path / "empty.py"))
+    for name, text, message in [
+        ("bare", "def get_config(): return 3", "get_config.. of '.*bare.py' returns int"),
+        ("torn", "x = 1\ndef get_config(", r"torn.py' line 2 is no Python"),
+        ("apart", "import nowhere_to_be_found", r"apart.py' cannot be imported .No module"),
+    ]:
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(str(tmp_path / f"{name}.py"))
+    with pytest.raises(ConfigError, match=r"get_config.. of '.*bare.py' takes no argument"):
+        load_config(str(tmp_path / "bare.py:big"))
     (tmp_path / "broken.json").write_text('{"size": 1')
     with pytest.raises(ConfigError, match=r"broken.json' is not valid JSON"):
         load_config(str(tmp_path / "broken.json"))
@@ -398,6 +410,12 @@ def test_errors_end_a_command_with_one_line_and_their_code(capsys):
 def test_nearest_lists_all_if_none_is_close():
     assert nearest("xyz", ["b", "a"]) == " Known: a, b."
     assert nearest("xyz", []) == ""
+
+
+def test_nearest_lists_few_of_many():
+    text = nearest("xyz", [f"choice{number}" for number in range(300)])
+    assert text.startswith(" Some of the 300 known: choice")
+    assert text.count(",") == 9
 
 
 def test_json_is_stable():
