@@ -65,7 +65,8 @@ def test_a_batch_is_its_clips():
 
 
 def test_letters_need_tokens_in_one_dimension():
-    spelt = AudioPreprocessing(characters="letters", samples_per_frame=VIT.stride)
+    lengths = dict(max_samples=VIT.max_samples, samples_per_frame=VIT.stride)
+    spelt = AudioPreprocessing(characters="letters", **lengths)
     with pytest.raises(ConfigError, match=r"characters: .* SpectrogramViT makes 8 of the same"):
         spelt.check(VIT)
     spelt.check(VIT.clone(patch_size=(16, 128)))

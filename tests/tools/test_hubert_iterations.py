@@ -89,7 +89,7 @@ def test_two_iterations(tmp_path):
 
     rate = RATE / MODEL.stride
     frames = cluster.Frames(
-        frames_of(MODEL, preprocessing, 0), {"params": params}, preprocessing, 400, rate, {}
+        frames_of(MODEL, preprocessing, 0), {"params": params}, preprocessing, 400, None, rate, {}
     )
     second = cluster.cluster(frames, Clips(source, preprocessing), str(tmp_path / "2"), **options)
     assert second["units_per_second"] == pytest.approx(50)
