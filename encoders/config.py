@@ -228,7 +228,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
             config = get_config(argument) if argument else get_config()
         except ValueError as error:
             raise ConfigError(f"--config {spec}: {error}.") from error
-        if not isinstance(config, ml_collections.ConfigDict):
+        if not _is_mapping(config):
             found = type(config).__name__
             raise ConfigError(f"--config: get_config() of '{name}' returns {found}, no ConfigDict.")
     for override in overrides:

@@ -30,7 +30,7 @@ from encoders.objectives import OBJECTIVES
 from encoders.objectives.base import Objective
 from encoders.parallel import sharding
 from encoders.parallel.mesh import batch_shards, local_rows, make_mesh, replicated
-from encoders.training.optimizers import make_optimizer
+from encoders.training.optimizers import make_optimizer, read_section
 from encoders.training.schedules import momentum
 from encoders.training.sections import Sections
 from encoders.training.state import TrainState
@@ -73,6 +73,7 @@ class Experiment:
             name: self._bind_evaluator(name, section)
             for name, section in sections.evaluators.items()
         }
+        read_section(self.optimizer_section)
         self._check_batch()
 
     # --- what the config says -------------------------------------------------------------------

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 from encoders import rules
-from encoders.config import Durations, build
+from encoders.config import Durations, bind, build
 from encoders.errors import ConfigError
 from encoders.rules import Rules, layer_ids
 from encoders.training.adam import scale_by_adam, scale_by_stable_adam
@@ -69,11 +69,25 @@ def make_optimizer(
     Raises:
       ConfigError: an unknown field, a rule that matches nothing, a duration that does not fit.
     """
-    optimizer: Optimizer = build(OPTIMIZERS, section, where)
+    optimizer = read_section(section, where)
     schedule = build(
         SCHEDULES, optimizer.schedule, f"{where}.schedule", peak=optimizer.lr, durations=durations
     )
     return optimizer.transformation(params, schedule, where), schedule
+
+
+def read_section(section: Any, where: str = "optimizer") -> Optimizer:
+    """The optimizer of a section, before its parameters and the length of the run are known.
+
+    Raises:
+      ConfigError: an unknown, missing or mistyped field, also of the schedule; a number out of
+        range.
+    """
+    optimizer = build(OPTIMIZERS, section, where)
+    optimizer.check(where)
+    context = {"peak": optimizer.lr, "durations": None}
+    bind(SCHEDULES, optimizer.schedule, f"{where}.schedule", **context)
+    return optimizer
 
 
 # --- what all optimizers share --------------------------------------------------------------------
@@ -145,9 +159,8 @@ class Optimizer:
         """What the rules make of every array of a parameter tree, by path.
 
         Raises:
-          ConfigError: a number out of range, or a rule that matches nothing.
+          ConfigError: a rule that matches nothing.
         """
-        self._check(where)
         every = [
             describe(path, array)
             for path, array in zip(rules.leaf_paths(params), jax.tree.leaves(params), strict=True)
@@ -198,7 +211,8 @@ class Optimizer:
             functools.partial(rules.map_with_path, label),
         )
 
-    def _check(self, where: str) -> None:
+    def check(self, where: str) -> None:
+        """Raises a ConfigError for a number that is out of range."""
         positive = {"lr": self.lr, "clip": self.clip, "layer_decay": self.layer_decay}
         for field, value in positive.items():
             if value is not None and not 0 < value < math.inf:
@@ -207,6 +221,10 @@ class Optimizer:
             raise ConfigError(
                 f"{where}.weight_decay: expected a number from 0, got {self.weight_decay!r}."
             )
+        for field in ("b1", "b2", "momentum"):
+            value = getattr(self, field, 0.0)
+            if not 0 <= value < 1:
+                raise ConfigError(f"{where}.{field}: expected a number from 0 to 1, got {value!r}.")
 
     def _frozen(self, leaves: Sequence[Leaf], where: str) -> set[str]:
         table = [(regex, True) for regex in self.frozen]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from encoders.errors import ConfigError
 from encoders.parallel import sharding
 
 
@@ -41,6 +42,10 @@ class Checkpoint:
     best_metric: str | None = None
     best_mode: Literal["max", "min"] = "max"
 
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ConfigError(f"checkpoint.keep_last: expected 1 or more, got {self.keep_last}.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Log:
@@ -49,6 +54,13 @@ class Log:
     every: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"steps": 50})
     tensorboard: bool = True
     profile_steps: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        first, last = self.profile_steps or (0, 1)
+        if not 0 <= first < last:
+            raise ConfigError(
+                f"log.profile_steps: expected a step and a later one, got {self.profile_steps}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +82,10 @@ class Deadlines:
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """config.hardware: how the machine is used; changes speed and memory, never the result.
+    """config.hardware: how the machine is used; changes speed and memory, never what is computed.
+
+    But for rounding, and but for dropout: other micro-batches drop other units.
+
 
     compute_dtype None means bfloat16 on accelerators and float32 on CPU. environment has variables
     to set before jax starts; what the user's own environment has is appended, and so wins.
@@ -103,3 +118,7 @@ class Sections:
     log: Log = Log()
     deadlines: Deadlines = Deadlines()
     hardware: Hardware = Hardware()
+
+    def __post_init__(self) -> None:
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ConfigError(f"ema: expected a share from 0 and below 1, got {self.ema}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from encoders.config import load_config
-from encoders.errors import ConfigError, EncodersError
+from encoders.errors import CheckpointError, ConfigError, EncodersError
 from launch.flags import Parser, parse
 from launch.job import Job
 
@@ -40,6 +41,9 @@ def run(
 ) -> int:
     """The main of a launcher: one run, shown with --dry-run and submitted without.
 
+    Its experiment is built first, as the run will build it, so that no mistake in the config waits
+    in a queue to be found.
+
     Raises:
       EncodersError: a flag, the config or the workdir is wrong, or the scheduler refused.
     """
@@ -50,8 +54,14 @@ def run(
     add_flags(parser)
     flags, overrides = parse(parser, arguments)
     jobs = [Job(flags.config, flags.workdir, tuple(overrides))]
+    files = render(jobs, flags)
+    # Imported late: a wrong flag should not wait for jax.
+    from launch.sweeping.check import built
+
+    with contextlib.suppress(CheckpointError):  # a teacher may be where the machines see it
+        built(flags.config, overrides)
     if flags.dry_run:
-        show(render(jobs, flags))
+        show(files)
     else:
         submit(jobs, flags)
     return 0

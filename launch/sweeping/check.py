@@ -1,14 +1,17 @@
-"""Whether every point of a sweep would start, found out before any does."""
+"""Whether a run, or every point of a sweep, would start, found out before any does."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from encoders.config import load_config, to_plain
 from encoders.errors import ConfigError, DataError, nearest
 from launch.sweeping.points import Fields, overrides_of
+
+if TYPE_CHECKING:
+    from encoders.training.experiment import Experiment
 
 
 def check_points(
@@ -27,21 +30,13 @@ def check_points(
     Raises:
       ConfigError: a field is unknown, mistyped, or contradicts another.
     """
-    import jax
-
-    from encoders.training.experiment import Experiment
-
-    jax.config.update("jax_platforms", "cpu")  # the accelerators are for the runs
-    device = jax.devices()[:1]
     load_config(config, overrides)
     shapes: dict[str, Any] = {}  # points of one model share them; they take longest
     for fields in points:
         try:
-            plain = to_plain(load_config(config, [*overrides, *overrides_of(fields)]))
-            plain["hardware"] = {**plain.get("hardware", {}), "mesh": {}}
-            experiment = Experiment(plain, devices=device)
+            experiment = built(config, [*overrides, *overrides_of(fields)])
             same = ("model", "objective", "preprocessing")
-            key = json.dumps([plain[section] for section in same], default=str)
+            key = json.dumps([experiment.config[section] for section in same], default=str)
             if key in shapes:
                 experiment.param_shapes = shapes[key]
             try:
@@ -52,6 +47,23 @@ def check_points(
                 shapes[key] = experiment.param_shapes
         except ConfigError as error:
             raise ConfigError(f"{where}: {str(error).removeprefix('--config.')}") from error
+
+
+def built(config: str, overrides: Sequence[str]) -> Experiment:
+    """The experiment of a run, on the CPU and without its mesh: another machine may train it.
+
+    Raises:
+      ConfigError: a field is unknown, mistyped, or contradicts another.
+      CheckpointError: a teacher's run is not there, which it need not be on this machine.
+    """
+    import jax
+
+    from encoders.training.experiment import Experiment
+
+    jax.config.update("jax_platforms", "cpu")  # the accelerators are for the runs
+    plain = to_plain(load_config(config, overrides))
+    plain["hardware"] = {**plain.get("hardware", {}), "mesh": {}}
+    return Experiment(plain, devices=jax.devices()[:1])
 
 
 def check_metric(config: str, overrides: Sequence[str], metric: str) -> None:

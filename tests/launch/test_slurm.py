@@ -106,6 +106,8 @@ def test_every_run_of_an_array_gets_its_own_command_and_no_shell_reads_it(tmp_pa
         ("--checkout /dev/shm/x", "under /dev/shm"),
         ("--config configs/mae_b16_in2k.py", "Did you mean 'configs/mae_b16_in1k.py'"),
         ("--config.optimiser.lr=1", "Did you mean 'optimizer'"),
+        ("--config.optimizer.lrr=1", "optimizer.lrr: unknown field. Did you mean 'lr'?"),
+        ("--config.optimizer.schedule.name=cos", "optimizer.schedule.name: unknown name 'cos'."),
         ("--sbatch qos", "expected KEY=VALUE"),
         ("--sbatch comment=it's", "reads no quotes"),
         ("--partion gpu", "Did you mean '--partition'"),

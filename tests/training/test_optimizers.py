@@ -460,6 +460,8 @@ def test_init_and_rules_need_shapes_only():
         ({"name": "adamw", "lr": -1.0}, "optimizer.lr: expected a number above 0, got -1.0."),
         ({"name": "adamw", "lr": float("nan")}, "optimizer.lr: expected a number above 0"),
         ({"name": "adamw", "clip": 0.0}, "optimizer.clip: expected a number above 0"),
+        ({"name": "adamw", "b2": 1.0}, "optimizer.b2: expected a number from 0 to 1, got 1.0."),
+        ({"name": "sgd", "momentum": -0.9}, "optimizer.momentum: expected a number from 0 to 1"),
         ({"name": "adamw", "layer_decay": 0}, "optimizer.layer_decay: expected a number above 0"),
         (
             {"name": "adamw", "weight_decay": -0.1},
