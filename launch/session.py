@@ -10,7 +10,11 @@ from typing import Any
 
 from encoders.config import to_plain
 from encoders.errors import STOPPED
-from encoders.parallel.host import retain_freed_memory, settle_platform
+from encoders.parallel.host import (
+    look_for_garbage_rarely,
+    retain_freed_memory,
+    settle_platform,
+)
 
 
 def log_to_stderr() -> None:
@@ -23,6 +27,7 @@ def prepare(config: Any) -> None:
     apply_environment(config)
     settle_platform()
     retain_freed_memory()
+    look_for_garbage_rarely()
     keep_compiled()
 
 

@@ -1,16 +1,19 @@
 """Every test runs on the CPU, seen by jax as eight devices, so sharding is tested everywhere."""
 
-import gc
 import importlib.metadata
 import os
 
+import hypothesis
 import pytest
+
+from encoders.parallel.host import look_for_garbage_rarely
 
 # Here, and in the processes that tests start: what is compiled runs for a few steps, so compiling
 # fast matters more than running fast.
 QUICK = ["--xla_cpu_parallel_codegen_split_count=1"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # takes a third off; later it is gone
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile every module anew
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # for launchers, which keep a cache
@@ -18,9 +21,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), *QUICK, "--xla_force_host_platform_device_count=8"]
 )
 
-# Tracing makes many small objects, and nearly all of them stay: looking for garbage less often
-# takes a quarter off.
-gc.set_threshold(10_000, 20, 20)
+look_for_garbage_rarely()
+hypothesis.settings.register_profile("busy", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("busy")  # a machine that does other things, too
 
 
 def pytest_addoption(parser):
