@@ -5,6 +5,7 @@ from encoders.evaluation.classification import Classification
 from encoders.evaluation.features import FeatureExtractor
 from encoders.evaluation.few_shot import FewShot
 from encoders.evaluation.fine_tuning import FineTuning
+from encoders.evaluation.frame_probe import FrameProbe
 from encoders.evaluation.image_text_retrieval import ImageTextRetrieval
 from encoders.evaluation.knn import KNN
 from encoders.evaluation.linear_probe import LinearProbe
@@ -20,6 +21,7 @@ EVALUATORS = {
     "ctc": Transcription,
     "few_shot": FewShot,
     "fine_tuning": FineTuning,
+    "frame_probe": FrameProbe,
     "image_text_retrieval": ImageTextRetrieval,
     "knn": KNN,
     "linear_probe": LinearProbe,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -26,6 +27,7 @@ from encoders.data import ImageTextPreprocessing, Preprocessing, Source
 from encoders.data.preprocessing import NORMALIZED
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
+from encoders.evaluation.frames import frame_rate, frames_at, frames_of, moments
 from encoders.layers.pooling import masked_mean, pool
 from encoders.layers.spectrogram import hubert_mfcc
 from encoders.types import Encoded
@@ -65,6 +67,7 @@ class Split:
       batch_size: examples per global batch.
       dtype: of the forward pass.
       target: the field of its examples that becomes the label.
+      frames: if above 0, of each example so many frames are the examples, see `frames.moments`.
     """
 
     source: Source
@@ -72,6 +75,7 @@ class Split:
     batch_size: int
     dtype: DType = "float32"
     target: str = "label"
+    frames: int = 0
 
 
 def select(encoded: Encoded, feature: Feature | Literal["weighted_sum"]) -> jax.Array:
@@ -108,11 +112,6 @@ def layers_of(feature: Any) -> tuple[int, ...]:
     if isinstance(feature, tuple):
         return tuple(sorted({layer for one in feature for layer in layers_of(one)}))
     return (feature,) if isinstance(feature, int) else ()
-
-
-def cepstra(waveform: jax.Array, mask: jax.Array, sample_rate: int) -> jax.Array:
-    """Means over time [B, 39] of the cepstra of clips [B, S], see `hubert_mfcc`."""
-    return masked_mean(*hubert_mfcc(waveform, mask, sample_rate=sample_rate))
 
 
 def pixels(images: jax.Array) -> jax.Array:
@@ -223,7 +222,7 @@ class FeatureExtractor:
         return self._extract(("ids", None, ()), {}, split, keep=("ids",))[0]
 
     def cepstra(self, split: Split) -> Labelled:
-        """What a clip sounds like on average; see `cepstra`."""
+        """Cepstra of a clip, averaged over it, or of its frames; see `hubert_mfcc`."""
         return self._extract(("mfcc", None, ()), {}, split, keep=("mfcc",))[0]
 
     # --- how ----------------------------------------------------------------------------------
@@ -232,12 +231,14 @@ class FeatureExtractor:
         self, which: tuple, variables: Any, split: Split, keep: Any
     ) -> tuple[Labelled, ...]:
         leaves = jax.tree.leaves(keep) if isinstance(keep, Mapping) else []
-        key = (*which, split.name, split.dtype, split.target, None if leaves else keep)
+        how = (*which, split.dtype, split.target, split.frames)
+        key = (*how, split.name, None if leaves else keep)
         found = self._recall(key, leaves)
         if found is None:
             began = time.perf_counter()
             variables = variables() if callable(variables) else place(variables, self.mesh)
-            found = self._run(self._compile(which, split), variables, split)
+            make = functools.partial(self._compile, which, split)
+            found = self._run(self._once(how, make), variables, split)
             seconds = time.perf_counter() - began
             name = which[0] if leaves else keep[0]
             numbers = sum(labelled.features[0].size for labelled in found)
@@ -250,19 +251,25 @@ class FeatureExtractor:
         """The jitted extraction."""
         kind, module, features = which
 
+        def encode(variables: Any, batch: Mapping[str, jax.Array]) -> Encoded:
+            layers = "all" if EVERY_LAYER in features else layers_of(features)
+            asked = {"layers": layers} if layers else {}
+            inputs, named = encoder_inputs(module, self.preprocessing, batch)
+            return module.apply(variables, *inputs, **named, **asked)
+
+        def heard(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            waveform, rate = _field(batch, "waveform", kind), self.preprocessing.sample_rate
+            mask = self.preprocessing.encoder_inputs(batch)[1]["mask"]
+            return hubert_mfcc(waveform, mask, sample_rate=rate)
+
         def extract(variables: Any, batch: Mapping[str, jax.Array]) -> tuple:
             if kind == "encoder":
-                layers = "all" if EVERY_LAYER in features else layers_of(features)
-                asked = {"layers": layers} if layers else {}
-                inputs, named = encoder_inputs(module, self.preprocessing, batch)
-                encoded = module.apply(variables, *inputs, **named, **asked)
+                encoded = encode(variables, batch)
                 vectors = tuple(select(encoded, feature) for feature in features)
             elif kind == "pixels":
                 vectors = (pixels(_field(batch, "image", kind)),)
             elif kind == "mfcc":
-                waveform = _field(batch, "waveform", kind)
-                mask = self.preprocessing.encoder_inputs(batch)[1]["mask"]
-                vectors = (cepstra(waveform, mask, self.preprocessing.sample_rate),)
+                vectors = (masked_mean(*heard(batch)),)
             else:
                 ids = _field(batch, "ids", "bag_of_words")
                 special = jnp.asarray(self.preprocessing.special.special_ids)
@@ -271,10 +278,24 @@ class FeatureExtractor:
             labels = batch.get(split.target, jnp.full_like(batch["row"], -1))
             return vectors, labels, batch["row"], batch["valid"]
 
-        return self._once(
-            (*which, split.dtype, split.target),
-            lambda: on_mesh(extract, self.preprocessing, self.mesh, split.dtype),
-        )
+        def extract_frames(variables: Any, batch: Mapping[str, jax.Array]) -> tuple:
+            rates = self.preprocessing.sample_rate, self.preprocessing.units_per_second
+            at = moments(batch[split.target], split.frames, rates[1])
+            if kind == "mfcc":
+                vectors = (frames_at(*heard(batch), at.seconds, 100.0),)
+            else:
+                encoded, rate = encode(variables, batch), frame_rate(module, rates[0])
+                vectors = tuple(
+                    frames_at(*frames_of(encoded, feature), at.seconds, rate)
+                    for feature in features
+                )
+            vectors = tuple(x.reshape(-1, *x.shape[2:]) for x in vectors)
+            rows = jnp.repeat(batch["row"], split.frames)
+            used = at.used & batch["valid"][:, None]
+            return vectors, at.units.reshape(-1), rows, used.reshape(-1)
+
+        function = extract_frames if split.frames else extract
+        return on_mesh(function, self.preprocessing, self.mesh, split.dtype)
 
     def _once(self, key: tuple, make: Callable[[], Callable]) -> Callable:
         """What `make` made for an equal key before; modules compare by their fields."""

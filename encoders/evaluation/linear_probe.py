@@ -72,7 +72,7 @@ class LinearProbe(Probe):
             max_iterations=self.max_iterations,
             tolerance=self.tolerance,
         )
-        held = held_out(train.labels, self.holdout, np.random.default_rng(self.seed))
+        held = self.held_out(train)
         l2, start, holdout_accuracy = self._choose(problem, features, train.labels, held)
         final = problem.fit(l2, start=start)
         logits = final.logits(test_features)
@@ -85,6 +85,10 @@ class LinearProbe(Probe):
             "l2": l2,
             **{f"layer{number}_weight": weight for number, weight in mixed},
         }
+
+    def held_out(self, train: Labelled) -> np.ndarray:
+        """[N] bool: the examples of train that the penalty is chosen on."""
+        return held_out(train.labels, self.holdout, np.random.default_rng(self.seed))
 
     def _choose(
         self,

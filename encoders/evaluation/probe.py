@@ -33,8 +33,8 @@ class Probe(Evaluator):
         left out.
       baselines: what to hold against the encoder, with the same probe on the same splits: 'random'
         (the same architecture with random weights); of images 'pixels' (raw, see
-        `features.pixels`); of texts 'bag_of_words' (see there); of sounds 'mfcc' (their means, see
-        `features.cepstra`).
+        `features.pixels`); of texts 'bag_of_words' (see there); of sounds 'mfcc' (means of their
+        cepstra, see `hubert_mfcc`).
         Each is measured once in the life of the evaluator; its accuracy is the metric of that name.
       seed: of random weights and random splits.
       extractor: where features come from; shared by the evaluators of a run so that each pass over

@@ -53,7 +53,23 @@ class Tones(Source):
         return f"tone {self.seed}/{index}"
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Tunes(Tones):
+    """Clips of two notes, another one from the middle on, with the note as the unit of a frame."""
+
+    clusters = len(PITCHES)
+
+    def _read(self, index):
+        other = (index + 1 + index // 4) % self.number
+        first, second = (super(Tunes, self)._read(number) for number in (index, other))
+        middle = len(first["audio"]) // 2
+        wave = np.concatenate([first["audio"][:middle], second["audio"][:middle]])
+        units = np.repeat([first["label"], second["label"]], middle // (RATE // 100))
+        return {"audio": wave, "units": units}
+
+
 SOURCES["tones"] = Tones
+SOURCES["tunes"] = Tunes
 
 
 def preprocessing(**fields):

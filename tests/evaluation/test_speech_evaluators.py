@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from speech_toys import encoder, init, preprocessing
+from speech_toys import RATE, encoder, init, preprocessing
 
 from encoders.config import build
 from encoders.data.characters import Characters
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation import EVALUATORS
 from encoders.evaluation.features import select
+from encoders.evaluation.frames import frame_rate, frames_at, moments
 from encoders.evaluation.transcription import greedy
+from encoders.models.spectrogram_vit import SpectrogramViT
 from encoders.parallel.mesh import make_mesh
 
 PLAIN = preprocessing()
@@ -72,6 +74,45 @@ def test_probes_of_all_layers_beside_cepstra(caplog):
         make("knn", **SPLITS, **{**fields, "target": "dialect"}).run(module, variables)
     with pytest.raises(ConfigError, match=r"evaluators\.x\.feature"):
         make("knn", **SPLITS, feature="weighted_sum", k=(5,))
+
+
+def test_frames_are_probed_by_their_units():
+    module = encoder()
+    clips = dict(number=24, name="tunes")
+    splits = dict(train=clips, test=dict(clips, number=12, seed=1), batch_size=12, frames=6)
+    clock = dataclasses.replace(PLAIN, units_per_second=100.0)
+    fields = dict(splits, l2=(0.1,), baselines=("mfcc",), max_iterations=50)
+    probe = make("frame_probe", preprocessing=clock, **fields)
+    found = probe.run(module, init(module))
+    assert found["mfcc"] > 0.9
+    assert found["layer0_weight"] + found["layer1_weight"] == pytest.approx(1, abs=1e-5)
+    train, _ = (probe.extractor.cepstra(split) for split in probe._splits())
+    np.testing.assert_array_equal(train.rows, np.repeat(np.arange(24), 6))
+    assert (train.labels.reshape(-1, 2, 3) == train.labels.reshape(-1, 2, 3)[..., :1]).all()
+    held = probe.held_out(train).reshape(-1, 6)  # clips, and not frames of all
+    assert held.all(1).sum() == held.any(1).sum() == 2
+    with pytest.raises(DataError, match="at least 2 clips"):
+        probe.held_out(train._replace(rows=np.zeros(6)))
+    with pytest.raises(ConfigError, match=r"train: needs clips with units, .*got Tones"):
+        make("frame_probe", **SPLITS)
+    with pytest.raises(ConfigError, match="frames: expected a number from 1"):
+        make("frame_probe", **{**splits, "frames": 0})
+
+
+def test_moments_are_spread_over_what_is_known():
+    units = np.array([[5, 6, 7, 8, 9, 10], [3, 2, 1, -1, -1, -1], [4, -1, -1, -1, -1, -1]])
+    found = jax.jit(moments, static_argnums=(1, 2))(units, 2, 50.0)
+    np.testing.assert_array_equal(found.units[:, :1], [[6], [3], [4]])
+    np.testing.assert_array_equal(found.units[:2, 1], [9, 1])
+    np.testing.assert_array_equal(found.used, [[1, 1], [1, 1], [1, 0]])
+    np.testing.assert_allclose(found.seconds[:2], [[0.03, 0.09], [0.01, 0.05]], rtol=1e-6)
+    # Of 25 frames a second, the last of which is not there: the one before stands for it.
+    mask = np.arange(3) < np.array([[2], [3], [1]])
+    frames = np.arange(9.0).reshape(3, 3, 1)
+    at = frames_at(frames, mask, found.seconds, 25.0)
+    np.testing.assert_array_equal(at[:2, :, 0], [[0, 1], [3, 4]])
+    with pytest.raises(ConfigError, match="SpectrogramViT does not"):
+        frame_rate(SpectrogramViT(), RATE)
 
 
 def test_layers_are_averaged_over_real_frames():

@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+import typing
 import xml.etree.ElementTree
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 from encoders.errors import ConfigError
+from encoders.evaluation import EVALUATORS
+from encoders.evaluation.probe import Probe
 from encoders.training.metrics import MetricWriter, write_facts, write_status
 from tools.report import __main__ as report
-from tools.report import charts
+from tools.report import charts, runs
 
 VOID = {"meta", "img", "br"}
 
@@ -114,6 +117,12 @@ def run(tmp_path_factory):
     directory = write_run(tmp_path_factory.mktemp("runs") / "first <run>")
     build("--workdir", directory)
     return directory
+
+
+def test_evaluators_and_baselines_have_names():
+    baselines, _ = typing.get_args(typing.get_type_hints(Probe)["baselines"])
+    assert set(typing.get_args(baselines)) <= set(runs.BASELINES)
+    assert set(EVALUATORS) <= set(runs.KINDS)
 
 
 def test_the_page_needs_nothing_else(run):

@@ -18,6 +18,8 @@ from encoders.training.metrics import read_facts, read_metrics, read_status
 # Kinds of evaluators, the most telling first, and their names in a report.
 KINDS = {
     "linear_probe": "Linear probe",
+    "frame_probe": "Linear probe of frames",
+    "ctc": "Transcripts",
     "classification": "Classification",
     "knn": "k nearest neighbours",
     "few_shot": "Few-shot ridge",
@@ -32,6 +34,7 @@ KINDS = {
 BASELINES = {
     "pixels": "Raw pixels",
     "bag_of_words": "Bag of words",
+    "mfcc": "Cepstra",
     "random": "Random weights",
 }
 
