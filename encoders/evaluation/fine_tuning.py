@@ -39,6 +39,7 @@ from encoders.evaluation.base import (
 )
 from encoders.evaluation.features import Feature, layers_of, select
 from encoders.evaluation.tasks import TASKS, Arrays, Task
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
 from encoders.parallel.mesh import BATCH_AXES, batch_shards
@@ -57,7 +58,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train=train)
         return Linear(self.outputs, kernel_init=trunc_normal(0.02), name="scores")(x)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from encoders.errors import ConfigError, nearest
+from encoders.layers.dropout import Dropout
 from encoders.layers.fused_attention import fits, fused_attention
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
@@ -184,11 +185,11 @@ class Attention(nn.Module):
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         drop = None
         if train and self.attention_dropout:
-            drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
+            drop = Dropout(self.attention_dropout, name="drop_weights")
         seen = {"mask": mask, "segments": segments, "bias": bias, **context}
         y = self._attend(query, key, value, drop, **seen)
         y = Linear(width, self.out_bias, init.kernel, name="out")(y.reshape(x.shape))
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout)(y, train=train)
 
     def _attend(
         self,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from encoders.errors import ConfigError, nearest
 from encoders.layers.attention import Attention, attention_flops
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import trunc_normal, weight_init
 from encoders.layers.linear import Linear
 from encoders.layers.mlp import Mlp, mlp_flops
@@ -67,10 +68,10 @@ class RelativeAttention(Attention):
         bias = distance_scores(query + place, positions, x.shape[1]) / math.sqrt(per_head[1])
         drop = None
         if train and self.attention_dropout:
-            drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
+            drop = Dropout(self.attention_dropout, name="drop_weights")
         y = self._attend(query + content, key, value, drop, mask=mask, bias=bias)
         y = Linear(width, self.out_bias, init.kernel, name="out")(y.reshape(x.shape))
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout)(y, train=train)
 
 
 class ConvModule(nn.Module):
@@ -205,7 +206,7 @@ class ConformerBlock(nn.Module):
         x = x + scaled(y, 0)
         conv = ConvModule(self.kernel, self.conv_norm, self.norm_eps, name="conv")
         y = conv(norm("norm_conv")(x), mask=mask, train=train)
-        x = x + scaled(nn.Dropout(self.dropout, deterministic=not train)(y), 0)
+        x = x + scaled(Dropout(self.dropout)(y, train=train), 0)
         return norm("norm")(half_mlp(x, "second"))
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from encoders.errors import ConfigError
+from encoders.layers.dropout import Dropout
 from encoders.layers.linear import Linear
 from encoders.layers.mlp import gelu
 from encoders.layers.norm import LayerNorm
@@ -231,7 +232,7 @@ class FeatureProjection(nn.Module):
             return uniform(*arguments) - limit
 
         x = Linear(self.width, True, around_zero, around_zero, name="linear")(features)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train=train)
         # There whether it is used or not: weights of all uses have one form.
         embedding = self.param("mask_embedding", nn.initializers.uniform(1.0), (self.width,))
         if masked is not None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from encoders.errors import ConfigError
 from encoders.layers.attention import Attention, dot_product_attention
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
 
@@ -144,7 +145,7 @@ class DisentangledAttention(Attention):
         value = heads(linear("value")(memory))
 
         table, rows = relative
-        table = nn.Dropout(self.dropout, deterministic=not train, name="drop_relative")(table)
+        table = Dropout(self.dropout, name="drop_relative")(table, train=train)
         scale = 1 / math.sqrt(3 * query.shape[-1])
         # From key to key the distance of a query falls; from query to query that of a key rises.
         bias = relative_scores(query * scale, heads(project_key(table))[rows[::-1]])
@@ -153,12 +154,12 @@ class DisentangledAttention(Attention):
 
         drop = None
         if train and self.attention_dropout:
-            drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
+            drop = Dropout(self.attention_dropout, name="drop_weights")
         y = dot_product_attention(
             query, key, value, mask, drop, bias, scale=scale, segments=segments
         )
         y = Linear(width, self.out_bias, init.kernel, name="out")(y.reshape(x.shape))
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout)(y, train=train)
 
 
 def disentangled_flops(length: int, rows: int, width: int) -> float:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.lookup import lookup
 from encoders.layers.norm import LayerNorm
@@ -102,7 +103,7 @@ class TextEmbeddings(nn.Module):
             x = x + self._placed(fixed, ids, positions)
         if self.norm:
             x = LayerNorm(self.norm_eps, self.norm_bias, name="norm")(x)
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Dropout(self.dropout)(x, train=train)
 
     def _placed(self, rows: jax.Array, ids: jax.Array, positions: jax.Array | None) -> jax.Array:
         """The row of each token's position: [T, E] or [B, T, E]."""

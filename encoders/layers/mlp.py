@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from encoders.errors import ConfigError, nearest
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
 
@@ -115,9 +116,9 @@ class Mlp(nn.Module):
             known = [*ACTIVATIONS, *GATED]
             raise ConfigError(f"mlp: unknown kind '{self.kind}'.{nearest(self.kind, known)}")
         hidden = self.dropout if self.hidden_dropout is None else self.hidden_dropout
-        y = nn.Dropout(hidden, deterministic=not train)(y)
+        y = Dropout(hidden)(y, train=train)
         y = linear(x.shape[-1], "fc2")(y)
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout)(y, train=train)
 
 
 def mlp_flops(tokens: int, width: int, mlp_dim: int, kind: str) -> float:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from encoders.errors import ConfigError
 from encoders.layers.attention import Attention, dot_product_attention
 from encoders.layers.disentangled import relative_scores
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import trunc_normal, weight_init
 from encoders.layers.linear import Linear
 
@@ -140,7 +141,7 @@ class TwoStreamAttention(Attention):
             scores = scores + jnp.where(relation.strange[:, None], other, own)
         drop = None
         if train and self.attention_dropout:
-            drop = nn.Dropout(self.attention_dropout, deterministic=False, name="drop_weights")
+            drop = Dropout(self.attention_dropout, name="drop_weights")
         scores = scores / math.sqrt(per_head[1])
         y = dot_product_attention(query + offset("content_bias"), key, value, mask, drop, scores)
         if mask is not None and relation.targets is not None:
@@ -148,7 +149,7 @@ class TwoStreamAttention(Attention):
             # mean of all values, its own word's among them.
             y = jnp.where(mask.any(-1)[..., None, None], y, 0)
         y = Linear(width, False, init.kernel, name="out")(y.reshape(x.shape))
-        return nn.Dropout(self.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout)(y, train=train)
 
 
 def distance_scores(

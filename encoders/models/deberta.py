@@ -26,6 +26,7 @@ from encoders.layers.disentangled import (
     disentangled_flops,
     relative_rows,
 )
+from encoders.layers.dropout import Dropout
 from encoders.layers.embedding import WordTable, restarted_positions
 from encoders.layers.initializers import trunc_normal, weight_init
 from encoders.layers.linear import Linear
@@ -146,7 +147,7 @@ class DeBERTa(BERT):
             x = Linear(width, use_bias=False, kernel_init=kernel, name="projection")(x)
         x = LayerNorm(self.norm_eps, name="norm_embeddings")(x)
         x = jnp.where(real[..., None], x, 0)
-        return nn.Dropout(self.dropout, deterministic=not train, name="drop_embeddings")(x)
+        return Dropout(self.dropout, name="drop_embeddings")(x, train=train)
 
     def _places(
         self, length: int, segments: jax.Array | None, positions: jax.Array | None

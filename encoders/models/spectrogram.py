@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from encoders.layers.block import block_flops
+from encoders.layers.dropout import Dropout
 from encoders.layers.norm import LayerNorm
 from encoders.layers.pooling import masked_mean
 from encoders.layers.spectrogram import real_samples
@@ -143,7 +144,7 @@ class SpectrogramEncoder(nn.Module):
         if masked_channels is not None:
             x = jnp.where(masked_channels[:, None, :], 0, x)
         x, context = self._placed(x, real)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train=train)
         stack = Stack(size.depth, self._block(), self.drop_path, self.scan, self.remat)
         nn.share_scope(self, stack)
         x, hidden = stack(x, train=train, layers=layers, **context)

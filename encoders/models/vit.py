@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from encoders.errors import ConfigError, nearest
 from encoders.layers.attention import Attention
 from encoders.layers.block import Block, block_flops
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import weight_init
 from encoders.layers.linear import Linear
 from encoders.layers.naflex import layout, of_each
@@ -306,7 +307,7 @@ class ViT(nn.Module):
             mask = jnp.concatenate([real, select(mask, keep)], axis=1)
         if rotary is not None:
             rotary = rotary_of_tokens(*rotary, self.num_prefix, keep)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train=train)
         if self.pre_norm:
             x = LayerNorm(self.norm_eps, self.norm_bias, name="norm_pre")(x)
 

@@ -31,6 +31,7 @@ from encoders.layers.conv_features import (
     num_frames,
     receptive_field,
 )
+from encoders.layers.dropout import Dropout
 from encoders.layers.norm import LayerNorm
 from encoders.layers.pooling import masked_mean
 from encoders.layers.positional_conv import Formulation, PositionalConv, positional_conv_flops
@@ -259,7 +260,7 @@ class Wav2Vec2(nn.Module):
         x = x + self._positions()(x, real)
         if not size.pre_norm:
             x = LayerNorm(self.norm_eps, name="norm_pre")(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train=train)
         stack = Stack(
             size.depth, self._block(size), 0.0, self.scan, self.remat, layer_drop=self.layer_drop
         )

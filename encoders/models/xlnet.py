@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from encoders.errors import ConfigError
 from encoders.layers.attention import same_segment
 from encoders.layers.block import Block
+from encoders.layers.dropout import Dropout
 from encoders.layers.embedding import WordTable
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.mlp import mlp_flops
@@ -239,7 +240,7 @@ class XLNet(nn.Module):
         if targets is not None:
             asking = jnp.broadcast_to(mask_token, (rows, targets.shape[1], size.width))
             x = jnp.concatenate([x, asking], axis=1)
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = functools.partial(Dropout(self.dropout), train=train)
         keys = remembered + length
         distances = distance_encodings(keys, length, size.width, self.clamp_length)
         relation = Relation(

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from encoders.data.characters import Characters
 from encoders.errors import ConfigError
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
 from encoders.objectives.base import Batch, valid_weights
@@ -38,7 +38,8 @@ class CTC(SpeechObjective):
       dropout: rate on the tokens before the head.
       time_masking: spans of frames that the mask embedding stands for in training.
       channel_masking: spans of channels that are zero in training, of all frames.
-      freeze_features: the convolutions of the front end get no gradient.
+      freeze_features: the convolutions of raw samples get no gradient. Encoders that hear by a
+        spectrogram have none, and all that they learn is trained.
       head_only_steps: at the beginning, when the head alone gets a gradient.
     """
 
@@ -58,7 +59,7 @@ class CTC(SpeechObjective):
                 "'letters'."
             )
         self.head = Linear(self.characters.size, kernel_init=trunc_normal(0.02))
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -87,7 +88,7 @@ class CTC(SpeechObjective):
         if train and self.head_only_steps:
             trained = batch.get("step", 0) >= self.head_only_steps
             tokens = jnp.where(trained, tokens, jax.lax.stop_gradient(tokens))
-        tokens = self.drop(tokens, deterministic=not train)
+        tokens = self.drop(tokens, train=train)
         return self.head(tokens).astype(jnp.float32), encoded.mask
 
     def masks(self, batch: Batch, real: jax.Array) -> dict[str, jax.Array]:

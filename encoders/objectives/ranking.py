@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from encoders.errors import ConfigError, nearest
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import trunc_normal
 from encoders.layers.linear import Linear
 from encoders.layers.pooling import Pooling
@@ -53,7 +53,7 @@ class Ranking(TextObjective):
                 f"objective.loss: unknown '{self.loss}'.{nearest(self.loss, get_args(Loss))}"
             )
         self.head = Linear(1, kernel_init=trunc_normal(0.02))
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     @property
     def rows(self) -> int | None:
@@ -75,7 +75,7 @@ class Ranking(TextObjective):
         names = ("ids", "segments", "token_types")
         flat = {name: batch[name].reshape(-1, shape[-1]) for name in names if name in batch}
         found = self.pooled(self.encode(flat, train=train), self.pooling)
-        found = self.head(self.drop(found, deterministic=not train))
+        found = self.head(self.drop(found, train=train))
         return found.astype(jnp.float32).reshape(shape[:-1])
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:

@@ -12,11 +12,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from encoders.errors import ConfigError
+from encoders.layers.dropout import Dropout
 from encoders.layers.linear import Linear
 from encoders.layers.pooling import unit
 from encoders.layers.quantizer import GumbelQuantizer, Temperature, perplexity
@@ -117,7 +117,7 @@ class SpeechContrast(MaskedSpeechObjective):
             )
         self.project_hidden = Linear(self.projection_dim)
         self.project_target = Linear(self.projection_dim)
-        self.drop_features = nn.Dropout(self.feature_dropout)
+        self.drop_features = Dropout(self.feature_dropout)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outcome:
         """Returns the loss of a batch."""
@@ -161,7 +161,7 @@ class SpeechContrast(MaskedSpeechObjective):
         hidden, weights = drawn.hidden, drawn.hidden.weights
         encoded = self.encode(batch, features=(features, real), masked=hidden.mask, train=train)
         found = self.project_hidden(at_frames(encoded.tokens, hidden.frames))
-        target = self.drop_features(at_frames(features, hidden.frames), deterministic=not train)
+        target = self.drop_features(at_frames(features, hidden.frames), train=train)
         quantized = self.quantizer(target, drawn.noise, self._temperature(batch))
         target = self.project_target(quantized.vectors)
         losses, correct = jax.vmap(contrast, in_axes=(0, 0, 0, 0, None))(

@@ -1,4 +1,4 @@
-"""Norms, activations, attention, pooling, patches, initial weights and the stack's conversions."""
+"""Norms, activations, attention, pooling, patches, dropout, first weights, conversions of stacks."""
 
 import math
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from encoders.errors import ConfigError
 from encoders.layers.attention import dot_product_attention
+from encoders.layers.dropout import Dropout
 from encoders.layers.initializers import WEIGHT_INITS, trunc_normal, weight_init, xavier_uniform
 from encoders.layers.mlp import ACTIVATIONS, Mlp, gelu
 from encoders.layers.norm import BatchNorm, layer_norm
@@ -158,3 +159,35 @@ def test_layer_requests():
     assert resolve_layers((-1, 0), 3) == (2, 0)
     with pytest.raises(ConfigError, match="no layer -4"):
         resolve_layers((-4,), 3)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.37])
+def test_dropout(rate):
+    x = jnp.ones((100, 10, 101))  # an odd end: the last word is half used
+
+    @jax.jit
+    def dropped(seed):
+        return Dropout(rate).apply({}, x, rngs={"dropout": jax.random.key(seed)})
+
+    y = np.asarray(dropped(0))
+    kept = y > 0
+    deviation = np.sqrt(rate * (1 - rate) / kept.size)
+    assert abs(kept.mean() - (1 - rate)) < 5 * deviation
+    np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-4)
+    # Neither the two halves of a word, nor neighbouring words, nor seeds know of each other.
+    for distance in (1, 2, 50):
+        both = (kept[..., distance:] & kept[..., :-distance]).mean()
+        assert abs(both - (1 - rate) ** 2) < 8 * deviation
+    both = (kept & (np.asarray(dropped(1)) > 0)).mean()
+    assert abs(both - (1 - rate) ** 2) < 8 * deviation
+    np.testing.assert_array_equal(y, dropped(0))
+
+
+def test_dropout_of_nothing_and_of_everything():
+    x = jnp.arange(6.0).reshape(2, 3)
+    keys = {"dropout": jax.random.key(0)}
+    assert Dropout(0.0).apply({}, x) is x  # and asks for no key
+    assert Dropout(0.5).apply({}, x, train=False) is x
+    np.testing.assert_array_equal(Dropout(1.0).apply({}, x, rngs=keys), jnp.zeros((2, 3)))
+    y, gradient = jax.value_and_grad(lambda x: Dropout(0.5).apply({}, x, rngs=keys).sum())(x + 1)
+    np.testing.assert_allclose((gradient * (x + 1)).sum(), y, rtol=1e-6)
