@@ -266,22 +266,21 @@ def cluster(
     mesh = make_mesh() if mesh is None else mesh
     order = np.random.default_rng(seed).permutation(len(clips))
     chosen = order[: math.ceil(fraction * len(clips))]
-    points: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     run = dict(batch_size=batch_size, mesh=mesh)
     for _, (features, mask) in over_clips(
         frames.function, frames.variables, clips, rows=chosen, **run
     ):
-        points.append(features[mask])
-        if sum(map(len, points)) >= max_frames:
+        parts.append(features[mask])
+        if sum(map(len, parts)) >= max_frames:
             break
-    if sum(map(len, points)) < clusters:
+    if sum(map(len, parts)) < clusters:
         first = f"; the first clip left out: {clips.corrupt[0]}" if clips.corrupt else ""
         raise DataError(
-            f"--clusters {clusters}: need as many frames, and there are {sum(map(len, points))}"
+            f"--clusters {clusters}: need as many frames, and there are {sum(map(len, parts))}"
             f"{first}."
         )
-    found = kmeans(np.concatenate(points)[:max_frames], clusters, seed=seed, mesh=mesh, **options)
-    points.clear()
+    found = kmeans(_joined(parts, max_frames), clusters, seed=seed, mesh=mesh, **options)
     clips.corrupt.clear()  # the second pass meets them again
 
     def nearest(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
@@ -308,6 +307,21 @@ def cluster(
     every = np.concatenate(units)
     counts = {"frames": len(every), "clips": sum(1 for one in units if len(one))}
     return {**info, **counts, "used": len(np.unique(every))}
+
+
+def _joined(parts: list[np.ndarray], most: int) -> np.ndarray:
+    """The first `most` rows of parts [N, D], of which the list is emptied meanwhile.
+
+    Together they may be all that there is room for, so that none is there twice.
+    """
+    end = sum(map(len, parts))
+    joined = np.empty((min(end, most), parts[0].shape[1]), parts[0].dtype)
+    while parts:
+        part = parts.pop()
+        end -= len(part)
+        kept = part[: max(most - end, 0)]
+        joined[end : end + len(kept)] = kept
+    return joined
 
 
 def _told(units: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, Any]:

@@ -355,6 +355,8 @@ def test_transcripts_are_spelt():
     assert found["target_length"] == 12
     assert found["targets"].dtype == np.int32
     assert characters.decode(found["targets"], collapse=False) == "IT'S WELL SO"
+    with pytest.raises(CorruptExample, match="no transcript but punctuation"):
+        run(clip(9000, transcript="- ..."), SPELL, preprocessing)
     with pytest.raises(ConfigError, match=r"preprocessing\.characters"):
         run(clip(9000, transcript="x"), SPELL, AudioPreprocessing(max_samples=16000))
 

@@ -113,6 +113,14 @@ def test_clusters_of_a_layer(folder, tmp_path, capsys):
         cluster.main(["--model", HUBERT, "--layer", "1", *flags])
 
 
+@pytest.mark.parametrize("most", [12, 7, 5, 2])
+def test_frames_are_joined_and_not_there_twice(most):
+    rows = np.arange(24.0, dtype=np.float32).reshape(12, 2)
+    parts = np.split(rows, [2, 5, 5, 9])
+    np.testing.assert_array_equal(cluster._joined(parts, most), rows[:most])
+    assert not parts
+
+
 def test_transcripts_are_those_of_each_clip_alone(folder, tmp_path, capsys):
     # Random weights find nothing but blanks, so letters get more.
     encoder = encoders.load(LETTERS)

@@ -102,6 +102,8 @@ class SpellTranscript:
             ids = wanted.opened.encode(text, strip_punctuation=wanted.strip_punctuation)
         except ValueError as error:
             raise CorruptExample(str(error)) from error
+        if not len(ids):
+            raise CorruptExample("no transcript but punctuation")
         if len(ids) > wanted.max_targets:
             raise CorruptExample(
                 f"its transcript has {len(ids)} characters, more than max_targets="
