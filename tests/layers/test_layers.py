@@ -1,4 +1,4 @@
-"""Norms, activations, attention, pooling, patches, dropout, first weights, conversions of stacks."""
+"""Norms, activations, attention, pooling, patches, dropout, first weights, stacked parameters."""
 
 import math
 
