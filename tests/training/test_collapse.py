@@ -75,6 +75,7 @@ def test_training_stops_and_says_why(tmp_path, monkeypatch):
 SIZES = dict(width=16, mlp_dim=32, conv_dim=16, conv_kernels=(10, 4), conv_strides=(5, 4))
 ENCODER = TINY.clone(**SIZES, feature_gradient=1.0)
 SAMPLES, STEPS = 810, 120
+BROKEN_STEPS = 60  # within which docs/speech.md says that the broken run is stopped
 
 
 def tones(step):
@@ -96,7 +97,7 @@ def stopped_at(**fields):
         projection_dim=16,
         num_negatives=10,
         feature_dropout=0.0,
-        guard=Guard({"perplexity": 14.0}, patience=30),
+        guard=Guard({"perplexity": 20.0}, patience=30),
         **fields,
     )
     params = jax.jit(objective.init)(jax.random.key(0), tones(0))["params"]
@@ -120,7 +121,7 @@ def test_a_broken_run_is_stopped():
     """No diversity, and a temperature that stays where gradients are noise."""
     stuck = Temperature(start=0.1, decay=1.0, floor=0.1)
     step, message = stopped_at(diversity_weight=0.0, temperature=stuck)
-    assert step < STEPS
+    assert step <= BROKEN_STEPS
     assert "raise objective.diversity_weight" in message
 
 
