@@ -31,8 +31,8 @@ class AudioPreprocessing:
       resample: whether clips of another rate are resampled; else they are corrupt.
       mix: whether channels are averaged; else clips that have several are corrupt.
       units_per_second: rate of `units`, where clips have them: targets of frames.
-      characters: 'letters', or the path or content of a vocab.json, see `Characters.load`: spells
-        transcripts for CTC; None where they are not read.
+      characters: 'letters', or the path or content of a vocab.json, of characters or phones, see
+        `Characters.load`: spells transcripts for CTC; None where they are not read.
       max_targets: U, to which spelt transcripts are padded; longer ones are corrupt.
       samples_per_frame: the encoder's stride: CTC needs a frame per character, and one more between
         two that are equal, so that clips with longer transcripts are corrupt.

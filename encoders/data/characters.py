@@ -28,6 +28,8 @@ _LETTERS = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLUMWCFGYPBVK'XJQZ"
 class Characters:
     """Tokens of one character each, and special ones such as '<pad>' or '[UNK]'.
 
+    Or phones, of which some have several characters: texts then have a space between any two.
+
     Attributes:
       tokens: by their ids; '' where an id has none.
     """
@@ -95,6 +97,11 @@ class Characters:
         return next((token for token in _SPACES if token in self.tokens), None)
 
     @functools.cached_property
+    def phones(self) -> bool:
+        """Whether tokens stand alone in texts, with spaces around."""
+        return any(len(token) > 1 for token in self._ids)
+
+    @functools.cached_property
     def _ids(self) -> Mapping[str, int]:
         return {
             token: number
@@ -110,6 +117,8 @@ class Characters:
     def encode(self, text: str, *, strip_punctuation: bool = False) -> np.ndarray:
         """Text -> int32 [U] ids; where all letters have one case, the text is turned into it.
 
+        Phones stay as they are.
+
         Args:
           text: to spell.
           strip_punctuation: whether ASCII punctuation that has no token is a space.
@@ -117,18 +126,21 @@ class Characters:
         Raises:
           ValueError: a character has no token; it names the first few.
         """
+        signs = text.split() if self.phones else self._spelt(text, strip_punctuation)
+        missing = sorted(set(signs) - set(self._ids))
+        if missing:
+            shown = ", ".join(f"'{sign}'" for sign in missing[:5])
+            raise ValueError(f"its transcript has {shown}, outside the vocabulary")
+        return np.array([self._ids[sign] for sign in signs], np.int32)
+
+    def _spelt(self, text: str, strip_punctuation: bool) -> str:
         lower, upper = self._cased
         if lower != upper:
             text = text.lower() if lower else text.upper()
         if strip_punctuation:
             gone = {sign: " " for sign in string.punctuation if sign not in self._ids}
             text = text.translate(str.maketrans(gone))
-        text = (self.space or "").join(text.split())
-        missing = sorted(set(text) - set(self._ids))
-        if missing:
-            shown = ", ".join(f"'{sign}'" for sign in missing[:5])
-            raise ValueError(f"its transcript has {shown}, outside the vocabulary")
-        return np.array([self._ids[sign] for sign in text], np.int32)
+        return (self.space or "").join(text.split())
 
     def decode(self, ids: Iterable[int], *, collapse: bool = True) -> str:
         """Ids -> text.
@@ -142,11 +154,18 @@ class Characters:
             ids = [number for number, _ in itertools.groupby(ids)]
         known = set(self._ids.values())
         signs = (self.tokens[number] for number in ids if number in known)
+        if self.phones:
+            return " ".join(signs)
         return " ".join("".join(" " if sign == self.space else sign for sign in signs).split())
 
     def to_json(self) -> str:
         """The content of a vocab.json."""
         return json.dumps({token: number for number, token in enumerate(self.tokens) if token})
+
+
+def _may_be_phones(tokens: Iterable[str]) -> bool:
+    """Whether tokens of several characters can stand with spaces between: nothing is one."""
+    return not any(token in _SPACES or len(token.split()) > 1 for token in tokens)
 
 
 def _by_id(ids: object, name: str) -> tuple[str, ...]:
@@ -164,9 +183,9 @@ def _by_id(ids: object, name: str) -> tuple[str, ...]:
     for token, number in ids.items():
         tokens[number] = token
     long = [t for t in tokens if len(t) > 1 and not _SPECIAL.fullmatch(t)]
-    if long:
+    if long and not _may_be_phones(tokens):
         raise DataError(
-            f"{name}: expected tokens of one character, or special ones such as '<pad>', got "
-            f"'{long[0]}'."
+            f"{name}: expected tokens of one character, special ones such as '<pad>', or phones "
+            f"and no '|' or spaces among them, got '{long[0]}'."
         )
     return tuple(tokens)

@@ -372,6 +372,11 @@ def test_ctc_is_collapsed(tmp_path):
     assert characters.decode([4, 0, 0, 4, 0, 1, 2, 2, 4, 2, 1, 3]) == "aab b"
     assert characters.encode("AB  b").tolist() == [0, 1, 2, 1]
     assert Characters.load(characters.to_json()) == characters
+    phones = Characters.load(json.dumps({"<pad>": 0, "t": 1, "tʃ": 2, "I:": 3, "ɪ": 4, "E": 5}))
+    assert phones.encode("tʃ  ɪ t I:", strip_punctuation=True).tolist() == [2, 4, 1, 3]
+    assert phones.decode([2, 2, 0, 2, 4, 3]) == "tʃ tʃ ɪ I:"
+    with pytest.raises(ValueError, match="'e', 'i:', outside the vocabulary"):
+        phones.encode("t e i:")
 
 
 @pytest.mark.parametrize(
@@ -379,7 +384,8 @@ def test_ctc_is_collapsed(tmp_path):
     [
         ('{"a": 0}', ConfigError, "expected '<pad>' or"),
         ('{"a": 0, "<pad>": 0}', DataError, "different ids from 0"),
-        ('{"ab": 0, "<pad>": 1}', DataError, "tokens of one character.*'ab'"),
+        ('{"ab": 0, "<pad>": 1, "|": 2}', DataError, "tokens of one character.*'ab'"),
+        ('{"a b": 0, "<pad>": 1}', DataError, "tokens of one character.*'a b'"),
         ("{", DataError, "not valid JSON"),
         ("nowhere.json", DataError, "nowhere.json cannot be read"),
     ],

@@ -1,7 +1,7 @@
 """Heads of transformers' encoders of raw speech: wav2vec 2.0's pre-training, and letter models.
 
 Heads of pre-training are the objective 'speech_contrast'; those of a letter model (...ForCTC) are
-'ctc', with the characters of its vocab.json.
+'ctc', with the characters of its vocab.json, or the phones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
 from encoders.checkpoints.formats.mapping import Rule, linear, vector
-from encoders.errors import CheckpointError
+from encoders.data.characters import Characters
+from encoders.errors import CheckpointError, DataError
 
 VOCABULARY = "vocab.json"
 
@@ -105,13 +106,16 @@ def characters(
     numbers = [number for number in tokens.values() if type(number) is int]
     if len(numbers) != len(tokens) or sorted(numbers) != list(range(size)):
         return None, f"of which {VOCABULARY} spells {len(numbers)}, where there are {size}"
-    if any(len(token) > 1 and token[0] + token[-1] not in ("<>", "[]") for token in tokens):
-        return None, "of more than one character each"
     blank = [token for token in ("<pad>", "[PAD]") if token in tokens]
     number = config.get("pad_token_id", 0)
     if not blank or tokens[blank[0]] != number:
         return None, f"without <pad> as the blank, number {number}"
-    return json.dumps(dict(sorted(tokens.items(), key=lambda item: item[1]))), None
+    found = json.dumps(dict(sorted(tokens.items(), key=lambda item: item[1])))
+    try:
+        Characters.load(found)
+    except DataError:  # numbers and blank are right
+        return None, "of more than one character each"
+    return found, None
 
 
 def write_letters(
@@ -137,6 +141,9 @@ def write_letters(
         for name, known in special.items()
     }
     kind = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "processor_class": "Wav2Vec2Processor"}
+    if Characters.load(preprocessing["characters"]).phones:
+        kind["tokenizer_class"] = "Wav2Vec2PhonemeCTCTokenizer"
+        kind |= {"do_phonemize": False, "phone_delimiter_token": " "}
     files.write_json(directory / "tokenizer_config.json", {**kind, **names})
     ids = {f"{name}_id": tokens.get(names[name]) for name in ("bos_token", "eos_token")}
     return {"pad_token_id": tokens[names["pad_token"]], **ids}

@@ -222,13 +222,23 @@ def numbered(*tokens):
     return {token: number for number, token in enumerate(tokens)}
 
 
+def test_phones_are_read_and_written(copy, tmp_path):
+    vocab = numbered("<pad>", "<s>", "</s>", "<unk>", "n", "t", "tʃ", "aɪ")
+    found = encoders.load(copy("wav2vec2_ctc", without=["vocab.json"], vocab=vocab))
+    assert found.preprocessing.opened.decode([6, 6, 7, 4]) == "tʃ aɪ n"
+    encoders.save(found, tmp_path / "out", format="hf", heads=True)
+    assert json.loads((tmp_path / "out" / "vocab.json").read_text()) == vocab
+    tokenizer = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "Wav2Vec2PhonemeCTCTokenizer"
+
+
 @pytest.mark.parametrize(
     "vocab, reason",
     [
         (None, "letters that no vocab.json spells"),
         ({"<pad>": 0, "A": 1}, "letters of which vocab.json spells 2, where there are 8"),
         ({"<pad>": 0, "A": None}, "letters of which vocab.json spells 1, where there are 8"),
-        (numbered("<pad>", *"ABCDEF", "GH"), "letters of more than one character"),
+        (numbered("<pad>", *"ABCDE", "|", "GH"), "letters of more than one character"),
         (numbered("A", "<pad>", *"BCDEFG"), "letters without <pad> as the blank"),
     ],
 )
