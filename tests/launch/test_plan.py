@@ -77,6 +77,7 @@ def test_gpus_are_counted_without_opening_data(capsys):
     assert "chip-hours" in printed
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_the_step_is_compiled_for_a_pod(capsys):
     assert plan.main(["--config", LARGE, "--topology", "v5e:4x4", *SMALL]) == 0
     printed = capsys.readouterr().out

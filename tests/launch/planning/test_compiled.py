@@ -15,6 +15,7 @@ from encoders.training.experiment import Experiment
 from launch.planning import compiled, hlo, memory, products, search, target, traffic
 
 BF16 = 2
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def compile_for(topology: str, config):
@@ -109,17 +110,6 @@ def test_a_gathered_activation_or_optimizer_state_is_noticed(fsdp):
     ):
         bad = dataclasses.replace(gather, arrays=(array,))
         assert len(compiled.surprises(experiment, [bad])) == 1
-
-
-def test_an_unrolled_step_has_the_flops_of_the_formula():
-    """Matrix products only. The formula counts the derivative of the patch embedding by its input,
-    which no step computes: 1.6 % of three blocks of ViT-S/16."""
-    config = load_config("configs/vit_s16_in1k.py", ["batch_size=2", "model.depth=3"])
-    experiment = Experiment(config, devices=jax.devices()[:1])
-    module = hlo.parse(compiled.lower(experiment).compile().as_text())
-    expected = 2 * experiment.flops_per_example()
-    assert products.product_flops(module) == pytest.approx(expected, rel=0.03)
-    assert products.product_flops(module) < expected
 
 
 def test_512_chips():
