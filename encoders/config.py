@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import importlib.machinery
 import importlib.util
 import inspect
 import json
@@ -246,6 +247,14 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+class _AsWritten(importlib.machinery.SourceFileLoader):
+    """Compiles a file each time. What Python keeps of one that it compiled would be taken for that
+    of a file that was changed within the same second and has as many letters."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def import_file(path: pathlib.Path) -> types.ModuleType:
     """The module of a config file, which may import its neighbours as configs.*.
 
@@ -253,7 +262,8 @@ def import_file(path: pathlib.Path) -> types.ModuleType:
       ConfigError: it is no Python, or imports what is not there.
     """
     # So that they are found wherever the command was started.
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    name = f"config_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, loader=_AsWritten(name, str(path)))
     module = importlib.util.module_from_spec(spec)
     root = str(path.resolve().parent.parent)
     sys.path.insert(0, root)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -315,6 +316,15 @@ def test_wrong_files_are_named(path, tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ConfigError, match=r"list.json' holds list, not a config"):
         load_config(str(tmp_path / "list.json"))
+
+
+def test_a_config_file_that_was_changed_within_a_second_is_read_anew(path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    at = path.stat().st_mtime
+    assert load_config(str(path)).size == 2
+    path.write_text(FILE.replace("size = 2 if", "size = 3 if"))
+    os.utime(path, (at, at))
+    assert load_config(str(path)).size == 3
 
 
 def test_a_config_file_may_import_its_neighbours_and_leaves_no_trace(tmp_path):
