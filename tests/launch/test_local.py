@@ -70,7 +70,7 @@ def test_what_is_compiled_once_is_not_compiled_again(tmp_path):
 
 
 def test_a_mistake_is_not_tried_again(tmp_path):
-    options = ("--processes", 2, "--config.batch_size=15")
+    options = ("--processes", 1, "--devices-per-process", 2, "--config.batch_size=15")
     code, output = finish(launch(tmp_path, *options))
     assert code == ConfigError.exit_code, output
     assert "batch_size: 15 cannot be cut into 2 device shards" in output
@@ -78,7 +78,7 @@ def test_a_mistake_is_not_tried_again(tmp_path):
 
 
 def test_a_run_that_dies_again_and_again_is_given_up(tmp_path):
-    options = ("--processes", 2, "--retries", 1, "--config.deadlines.startup=0.5")
+    options = ("--processes", 1, "--retries", 1, "--config.deadlines.startup=0.5")
     code, output = finish(launch(tmp_path, *options))
     assert code == DeadlineError.exit_code, output
     assert output.count("starting again (1 of 1)") == 1

@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from running import SHORT, environment, finish, launch, wait_for_step
+from running import SHORT, environment, finish, launch, train_here, wait_for_step
 
 from encoders.errors import ConfigError, DataError, StartupError, StorageError
 
@@ -118,16 +118,16 @@ def test_a_second_run_in_one_directory_is_refused(tmp_path):
     options = (*SHORT, "--config.duration.steps=100000")
     first = launch(tmp_path, *options)
     wait_for_step(1, tmp_path, first)
-    code, output = finish(launch(tmp_path, *options))
+    who = re.escape(f"process {first.pid} on {socket.gethostname()}")
+    with pytest.raises(ConfigError, match=rf"is in use by another run \({who}\)"):
+        train_here(tmp_path, *options)
     assert first.poll() is None
     first.terminate()
     finish(first)
-    assert code == ConfigError.exit_code, output
-    assert f"is in use by another run (process {first.pid} on {socket.gethostname()})" in output
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    code, output = finish(launch(tmp_path / "file" / "run"))
-    assert code == StorageError.exit_code, output
-    assert re.search(r"--workdir \S+/file/run cannot be written on \S+ \(Not a directory", output)
+    problem = r"--workdir \S+/file/run cannot be written on \S+ \(Not a directory"
+    with pytest.raises(StorageError, match=problem):
+        train_here(tmp_path / "file" / "run")

@@ -26,7 +26,6 @@ def measure(sizes, devices=None):
     Checks on the way that every device of this process has its rows of the global batch.
     """
     config = tiny.get_config()
-    config.model.depth = 1
     config.hardware.mesh = sizes
     config.evaluators = {
         "classification": dict(name="classification", test=DATA, batch_size=8),

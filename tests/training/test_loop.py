@@ -1,12 +1,10 @@
 """The loop as its users meet it: resumed, interrupted, and given what cannot work."""
 
+import functools
 import json
-import pathlib
+import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import chex
 import jax
@@ -14,63 +12,48 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from running import environment
+from running import CONFIG, finish, launch, wait_for
 
 from encoders.checkpoints.store import CheckpointStore
-from encoders.errors import STOPPED, CheckpointError, ConfigError, NonFiniteError
+from encoders.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from encoders.training.experiment import Experiment
 from encoders.training.loop import is_due, train
-
-ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = str(pathlib.Path(tiny.__file__))
+from encoders.training.metrics import read_facts
+from launch import local, session
 
 
 def experiment(config):
     return Experiment(config, devices=jax.devices()[:2])
 
 
-def launch(workdir, *arguments):
-    command = [sys.executable, "-m", "launch.local", "--config", CONFIG, "--workdir", str(workdir)]
-    return subprocess.Popen(
-        command + list(arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment(2)
-    )
-
-
-def wait_for(condition, process, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@functools.cache
+def tiny_experiment():
+    return experiment(tiny.get_config())
 
 
 def state_of(workdir, step):
-    abstract = experiment(tiny.get_config()).abstract_state
     with CheckpointStore(workdir / "checkpoints") as store:
-        return jax.device_get(store.restore(abstract, step))
+        return jax.device_get(store.restore(tiny_experiment().abstract_state, step))
 
 
 @pytest.fixture(scope="module")
 def in_one_go(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("in_one_go")
-    train(experiment(tiny.get_config()), workdir)
+    train(tiny_experiment(), workdir)
     return workdir
 
 
 def test_twenty_steps_are_ten_a_kill_and_ten_more_to_the_bit(in_one_go, tmp_path):
     # As long as it takes: the process dies right after its first checkpoint, wherever it is.
-    process = launch(tmp_path, "--config.duration={'steps': 20}")
+    process = launch(tmp_path, devices=2)
     wait_for(lambda: (tmp_path / "checkpoints/10/manifest.json").exists(), process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    for step in (20,):  # whatever was written after step 10 must not be needed
-        manifest = tmp_path / f"checkpoints/{step}/manifest.json"
-        manifest.unlink(missing_ok=True)
+    process.communicate()
+    # Whatever was written after step 10 must not be needed.
+    (tmp_path / "checkpoints/20/manifest.json").unlink(missing_ok=True)
     assert CheckpointStore(tmp_path / "checkpoints").latest() == 10
-    process = launch(tmp_path)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "resumed from step 10" in errors
+    train(experiment(tiny.get_config()), tmp_path)
+    assert [s["first_step"] for s in read_facts(tmp_path)["sessions"]] == [0, 10]
     chex.assert_trees_all_equal(state_of(tmp_path, 20), state_of(in_one_go, 20))
 
     def curve(workdir):
@@ -85,18 +68,6 @@ def test_twenty_steps_are_ten_a_kill_and_ten_more_to_the_bit(in_one_go, tmp_path
 def test_the_next_batch_is_a_function_of_the_step():
     first, second = (experiment(tiny.get_config()).pipeline() for _ in range(2))
     chex.assert_trees_all_equal(list(first.iterate(7, 9))[1], second.batch(8))
-
-
-def test_the_state_is_saved_when_asked_to_stop(tmp_path):
-    process = launch(tmp_path, "--config.duration={'steps': 1000000}")
-    wait_for(lambda: (tmp_path / "checkpoints/10/manifest.json").exists(), process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == STOPPED, errors
-    status = json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
-    assert status["state"] == "stopped"
-    assert CheckpointStore(tmp_path / "checkpoints").latest() == status["step"]
-    assert f"stopped at step {status['step']}" in errors
 
 
 @pytest.mark.parametrize(
@@ -178,20 +149,25 @@ def test_a_damaged_checkpoint_and_one_of_another_model_are_told_apart(in_one_go,
 
 
 @pytest.mark.parametrize(
-    "override, code, problem",
+    "override, problem",
     [
-        ("optimizer.lrr=1", 2, "optimizer.lrr: unknown field. Did you mean 'lr'?"),
-        ("optimzer.lr=1", 2, "--config.optimzer: unknown field. Did you mean 'optimizer'?"),
-        ("batch_size=ten", 2, "--config.batch_size: expected int, got 'ten'"),
-        ("batch_size=15", 2, "batch_size: 15 cannot be cut into 2 device shards"),
-        ("model.name=vitt", 2, "model.name: unknown name 'vitt'. Did you mean 'vit'?"),
-        ("data.source={'name': 'folder', 'path': 'nowhere'}", 3, "nowhere"),
+        ("optimizer.lrr=1", "optimizer.lrr: unknown field. Did you mean 'lr'?"),
+        ("optimzer.lr=1", "--config.optimzer: unknown field. Did you mean 'optimizer'?"),
+        ("batch_size=ten", "--config.batch_size: expected int, got 'ten'"),
+        ("batch_size=15", "batch_size: 15 cannot be cut into 8 device shards"),
+        ("model.name=vitt", "model.name: unknown name 'vitt'. Did you mean 'vit'?"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_sentence(override, code, problem, tmp_path):
-    process = launch(tmp_path / "run", f"--config.{override}")
-    _, errors = process.communicate(timeout=300)
-    last = errors.strip().splitlines()[-1]
-    assert (process.returncode, "Traceback" in errors) == (code, False), errors
+def test_what_cannot_work_is_refused(override, problem, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "prepare", lambda config: None)  # jax has started
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        local.main(["--config", CONFIG, "--workdir", str(tmp_path), f"--config.{override}"])
+
+
+def test_what_cannot_work_is_said_in_one_sentence(tmp_path):
+    process = launch(tmp_path, "--config.data.source={'name': 'folder', 'path': 'nowhere'}")
+    code, output = finish(process)
+    assert (code, "Traceback" in output) == (DataError.exit_code, False), output
+    last = output.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert problem in last
+    assert "nowhere" in last

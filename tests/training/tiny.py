@@ -15,7 +15,7 @@ def get_config(arg=None):
         transforms=(dict(name="random_resized_crop"), dict(name="random_flip")),
         threads=1,
     )
-    config.model = dict(name="vit", width=24, depth=2, mlp_dim=48, num_heads=2, patch_size=8)
+    config.model = dict(name="vit", width=24, depth=1, mlp_dim=48, num_heads=2, patch_size=8)
     config.model.dropout = 0.1
     config.objective = dict(name="classification", num_classes=4, mixup=0.2)
     config.optimizer = dict(

@@ -10,6 +10,8 @@ def get_config(arg=None):
     config.duration = {"steps": 6}
     config.checkpoint.every = {"steps": 3}
     config.log.every = {"steps": 2}
+    config.model.dropout = config.objective.mixup = 0.0
+    config.ema = None
     return config
 
 
