@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from encoders.config import load_config
-from encoders.errors import CheckpointError, ConfigError, EncodersError
+from encoders.errors import CheckpointError, ConfigError, DataError, EncodersError
 from launch.flags import Parser, parse
 from launch.job import Job
 
@@ -58,7 +58,8 @@ def run(
     # Imported late: a wrong flag should not wait for jax.
     from launch.sweeping.check import built
 
-    with contextlib.suppress(CheckpointError):  # a teacher may be where the machines see it
+    # A teacher or a tokenizer may be where only the machines see it.
+    with contextlib.suppress(CheckpointError, DataError):
         built(flags.config, overrides)
     if flags.dry_run:
         show(files)

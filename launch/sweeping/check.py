@@ -54,7 +54,8 @@ def built(config: str, overrides: Sequence[str]) -> Experiment:
 
     Raises:
       ConfigError: a field is unknown, mistyped, or contradicts another.
-      CheckpointError: a teacher's run is not there, which it need not be on this machine.
+      CheckpointError, DataError: a teacher or a tokenizer is not there; on this machine it need
+        not be.
     """
     import jax
 

@@ -122,6 +122,13 @@ def test_a_mistake_is_one_sentence(change, complaint):
         slurm.main(arguments)
 
 
+def test_a_tokenizer_may_be_where_only_the_nodes_see_it():
+    run = RUN.replace(CONFIG, "configs/bert_base_packed.py")
+    assert run != RUN
+    arguments = [*shlex.split(run), "--config.preprocessing.vocabulary=None", "--dry-run"]
+    assert slurm.main(arguments) == 0
+
+
 def test_two_runs_in_one_directory_are_refused():
     with pytest.raises(ConfigError, match="is given to two runs"):
         array(jobs=[Job(CONFIG, "/shared/runs/a"), Job(CONFIG, "/shared/runs/a")])
