@@ -1,12 +1,14 @@
 """launch.slurm and launch.sweep on a real Slurm: two nodes on this machine (slurm/cluster.py)."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
 import time
 
 import pytest
+from running import train_here
 from slurm import cluster
 
 from encoders.training.metrics import read_facts, read_metrics, read_status
@@ -49,10 +51,14 @@ def act(workdir, *starts, notice=()):
 
 def job_of(workdir):
     """The fields of a run's Slurm job, once it has one."""
-    listed = scontrol("show", "job", "-o").splitlines()
-    jobs = [dict(w.split("=", 1) for w in line.split() if "=" in w) for line in listed]
-    (found,) = [job for job in jobs if job.get("StdOut", "").startswith(f"{workdir}/")]
+    (found,) = [job for job in jobs() if job.get("StdOut", "").startswith(f"{workdir}/")]
     return found
+
+
+def jobs():
+    """The fields of every job that Slurm knows."""
+    listed = scontrol("show", "job", "-o").splitlines()
+    return [dict(w.split("=", 1) for w in line.split() if "=" in w) for line in listed]
 
 
 def scontrol(*words):
@@ -95,22 +101,21 @@ def told_by_slurm(shared):
 def test_a_run_that_is_told_to_stop_requeues_itself_and_ends_as_if_undisturbed(
     shared, told_by_slurm
 ):
-    steps = ["--nodes", "2", "--config.model.depth=1", "--config.duration.steps=80"]
-    for name in ("undisturbed", "disturbed"):
-        submit(shared / name, *steps)
-    workdir = shared / "disturbed"
+    steps = ["--config.duration.steps=80"]
+    workdir, undisturbed = shared / "disturbed", shared / "undisturbed"
+    submit(workdir, "--nodes", "2", *steps)
     until(lambda: len(read_metrics(workdir)) > 0, workdir)
     # What --signal=TERM does, at a moment of the test's choice: the steps get it, the script not.
     subprocess.run(["scancel", "--signal=TERM", job_of(workdir)["JobId"]], check=True)
+    train_here(undisturbed, *steps, devices=2)
     job = ended(workdir)
     assert (job["JobState"], job["Restarts"], job["NumNodes"]) == ("COMPLETED", "1", "2")
-    assert ended(shared / "undisturbed")["Restarts"] == "0"
     assert "stopped, its state is saved" in console(workdir)
     first, second = read_facts(workdir)["sessions"]
     assert first["outcome"] == "stopped"
     assert 0 < second["first_step"] < 80
-    assert second["devices"]["processes"] == 2
-    last, expected = (read_metrics(shared / n)[-1] for n in ("disturbed", "undisturbed"))
+    assert (second["devices"]["count"], second["devices"]["processes"]) == (2, 2)
+    last, expected = (read_metrics(path)[-1] for path in (workdir, undisturbed))
     assert last["step"] == expected["step"] == 80
     assert read_status(workdir)["state"] == "finished"
     assert last["train/loss"] == expected["train/loss"]
@@ -119,25 +124,27 @@ def test_a_run_that_is_told_to_stop_requeues_itself_and_ends_as_if_undisturbed(
 def test_a_sweep_of_four_points_is_one_array(shared):
     root = shared / "sweep"
     points = ["--config", "tests/training/tiny_sweep.py", "--workdir", str(root), "--on", "slurm"]
-    assert sweep.main([*points, *NODES, "--nodes", "1", "--max-running", "3"]) == 0
-    until(lambda: len(list(root.glob("*/status.json"))) == 4, root)
-    runs = sorted(path.parent for path in root.glob("*/status.json"))
+    nodes = [*NODES, "--nodes", "1", "--max-running", "3", "--python", STAND_IN]
+    assert sweep.main([*points, *nodes]) == 0
 
-    def all_finished():
-        return all((read_status(run) or {}).get("state") == "finished" for run in runs)
+    def tasks():
+        return [job for job in jobs() if job.get("StdOut", "").startswith(f"{root}/")]
 
-    until(all_finished, root)
-    listed = [line for line in scontrol("show", "job", "-o").splitlines() if str(root) in line]
-    assert len({line.split("ArrayJobId=")[1].split()[0] for line in listed}) == 1
-    assert all("ArrayTaskThrottle=3" in line for line in listed)
-    assert len(listed) == 4
-
-
-def test_the_notice_of_the_time_limit_makes_it_requeue(told_by_slurm):
-    job = ended(told_by_slurm)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
-    assert "stopped, its state is saved" in console(told_by_slurm)
-    assert not list(told_by_slurm.glob("slurm/*.failures"))
+    until(lambda: [job["JobState"] for job in tasks()] == ["COMPLETED"] * 4, root)
+    assert len({job["ArrayJobId"] for job in tasks()}) == 1
+    assert all(job["ArrayTaskThrottle"] == "3" for job in tasks())
+    given = {path.parent.name: path.read_text().split() for path in root.glob("*/starts-0")}
+    assert sorted(given) == [
+        "000-lr=0.001-wd=0", "001-lr=0.001-wd=0.1", "002-lr=0.01-wd=0", "003-lr=0.01-wd=0.1"
+    ]  # fmt: skip
+    for name, words in given.items():
+        lr, decay = re.search(r"lr=(.*)-wd=(.*)", name).groups()
+        assert words[:2] == ["-m", "launch.worker"]
+        assert words[words.index("--workdir") + 1] == f"{root}/{name}"
+        assert words[-2:] == [
+            f"--config.optimizer.lr={lr}",
+            f"--config.optimizer.weight_decay={float(decay)}",
+        ]
 
 
 def test_a_mistake_of_one_process_is_not_tried_again(shared):
@@ -162,6 +169,13 @@ def test_scancel_does_not_requeue(shared):
     until(lambda: "ended from outside" in console(workdir), workdir)
     job = ended(workdir)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_the_notice_of_the_time_limit_makes_it_requeue(told_by_slurm):
+    job = ended(told_by_slurm)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+    assert "stopped, its state is saved" in console(told_by_slurm)
+    assert not list(told_by_slurm.glob("slurm/*.failures"))
 
 
 def test_slurm_itself_requeues_what_ran_on_a_node_that_died(shared):
