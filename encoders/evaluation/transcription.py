@@ -58,7 +58,8 @@ class Transcription(Evaluator):
 
     Clips are padded to the lengths of `preprocessing.bucket_samples`, where there are some.
     Transcripts are compared as the vocabulary spells them, such as in capitals. Metrics: 'wer' and
-    'cer' of greedy decoding; with a beam 'beam_wer' and 'beam_cer' as well.
+    'cer' of greedy decoding; with a beam 'beam_wer' and 'beam_cer' as well; 'left_out', how many
+    clips are in none of them, as they or their transcripts cannot be used.
 
     Attributes:
       beam: a search with a language model; None for none.
@@ -120,6 +121,7 @@ class Transcription(Evaluator):
         while pending:
             collect()
         rates = error_rates(references, found)
+        rates["left_out"] = float(len(self.test_source) - len(references))
         if self._search is not None:
             beam = error_rates(references, searched)
             rates.update({f"beam_{name}": rate for name, rate in beam.items()})

@@ -169,8 +169,9 @@ def test_error_rates_of_transcripts():
     reader = Reader(spelt.opened)
     make_ctc = functools.partial(make, "ctc", preprocessing=spelt, test=TEST, batch_size=16)
     found = make_ctc().run(reader, {})
-    assert found == {"wer": pytest.approx(0.25), "cer": pytest.approx(0.125)}
+    assert found == {"wer": pytest.approx(0.25), "cer": pytest.approx(0.125), "left_out": 0}
     assert make_ctc(mesh=make_mesh(data=4, fsdp=2)).run(reader, {}) == found
+    assert make_ctc(test=dict(TEST, broken=2)).run(reader, {})["left_out"] == 1
     buckets = dataclasses.replace(spelt, bucket_samples=(1300, 1600))
     in_buckets = make_ctc(preprocessing=buckets)
     assert len(in_buckets._parts) == 2
