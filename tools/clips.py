@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import concurrent.futures
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from encoders.errors import CheckpointError, DataError
+from encoders.errors import CheckpointError, ConfigError, DataError
 
 _WINDOW = 8  # batches whose clips are sorted by length among each other
 
@@ -23,13 +24,13 @@ class Clips:
     Attributes:
       source: of the clips.
       preprocessing: says the rate; clips of other rates are resampled, several channels averaged.
-      most: samples of the longest clips that are used; None for any.
+      most: samples of the longest clips that are used.
       corrupt: 'where: why' of those that could not be used, which grows as they are read.
     """
 
     source: Any
     preprocessing: Any
-    most: int | None = None
+    most: int
     corrupt: list[str] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
@@ -61,7 +62,7 @@ def open_clips(
     preprocessing: Any,
     *,
     least: int,
-    most: int | None = None,
+    most: int,
     flag: str,
 ) -> Clips:
     """Clips of a folder, a table, a prepared data set, or one file.
@@ -90,7 +91,7 @@ def open_clips(
     return lenient(source, preprocessing, least, most)
 
 
-def lenient(source: Any, preprocessing: Any, least: int, most: int | None = None) -> Clips:
+def lenient(source: Any, preprocessing: Any, least: int, most: int) -> Clips:
     """Clips of a source, of any rate and number of channels, from `least` samples to `most`.
 
     `min_samples` is what training asks for; what can be encoded is all that is asked for here.
@@ -138,9 +139,28 @@ def preprocessing_of(encoder: Any, path: str) -> Any:
     return encoder.preprocessing
 
 
-def longest(module: Any) -> int | None:
-    """Samples of the longest clip that an encoder takes; None for any."""
-    return getattr(module, "max_samples", None)
+def limit_seconds(parser: argparse.ArgumentParser) -> None:
+    """Adds --max-seconds, which keeps a file of an hour from taking all memory."""
+    parser.add_argument(
+        "--max-seconds", type=float, default=60.0, help="of clips; longer ones are left out"
+    )
+
+
+def longest(module: Any, seconds: float, sample_rate: int) -> int:
+    """Samples of the longest clip that is used.
+
+    Args:
+      module: the encoder, which may take no longer ones; None for cepstra.
+      seconds: of --max-seconds.
+      sample_rate: of the clips.
+
+    Raises:
+      ConfigError: no seconds.
+    """
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"--max-seconds: expected a number above 0, got {seconds:g}.")
+    most = int(seconds * sample_rate)
+    return min(most, getattr(module, "max_samples", None) or most)
 
 
 def clip_batches(
@@ -167,7 +187,7 @@ def clip_batches(
 
     decode = DecodeAudio(preprocessing=clips.preprocessing)
     rate = clips.preprocessing.sample_rate
-    most = 2**62 if clips.most is None else clips.most
+    most = clips.most
 
     def read(row: int) -> tuple[int, dict[str, Any] | str]:
         try:

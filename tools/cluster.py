@@ -35,6 +35,7 @@ from tools.clips import (
     Clips,
     frames_of,
     lenient,
+    limit_seconds,
     longest,
     open_clips,
     over_clips,
@@ -50,7 +51,8 @@ class Frames(NamedTuple):
       function: (variables, batch) -> ([B, T, D], [B, T] bool).
       variables: of it.
       preprocessing: of its clips.
-      least, most: samples that a clip has at least, and at most; None for any.
+      least: samples that a clip has at least.
+      encoder: that makes them; None for cepstra.
       per_second: how many.
       made_of: what to write down about them.
     """
@@ -59,7 +61,7 @@ class Frames(NamedTuple):
     variables: Any
     preprocessing: Any
     least: int
-    most: int | None
+    encoder: Any
     per_second: float
     made_of: dict[str, Any]
 
@@ -72,16 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         frames = _of_mfcc(flags.rate, flags.normalize)
     else:
         frames = _of_model(flags.model, flags.layer, flags.normalize)
+    most = longest(frames.encoder, flags.max_seconds, frames.preprocessing.sample_rate)
     if flags.config is not None:
         source = _training_source(flags.config, frames.preprocessing)
-        clips = lenient(source, frames.preprocessing, frames.least, frames.most)
+        clips = lenient(source, frames.preprocessing, frames.least, most)
     else:
         clips = open_clips(
             flags.data,
             flags.split or "train",
             frames.preprocessing,
             least=frames.least,
-            most=frames.most,
+            most=most,
             flag="--data",
         )
     report = cluster(
@@ -137,6 +140,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=100, help="passes over the frames")
     parser.add_argument("--batch-size", type=int, default=16, help="clips per step")
     parser.add_argument("--seed", type=int, default=0)
+    limit_seconds(parser)
     flags = parser.parse(arguments)
     for name in ("clusters", "max_frames", "restarts", "iterations", "batch_size", "rate"):
         if getattr(flags, name) < 1:
@@ -185,7 +189,7 @@ def _of_model(path: str, layer: int | None, normalize: bool = False) -> Frames:
         encoder.variables,
         preprocessing,
         module.receptive_field,
-        longest(module),
+        module,
         preprocessing.sample_rate / module.stride,
         {"model": path, "layer": layer, "normalized": normalize},
     )

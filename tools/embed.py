@@ -50,6 +50,7 @@ from encoders.errors import (
     exit_cleanly,
 )
 from launch.flags import Parser
+from tools.clips import limit_seconds
 from tools.embed_clips import embed_clips
 from tools.embedding_map import write_map
 from tools.files import write
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--split", default="train", help="of ArrayRecord")
     parser.add_argument("--field", default="text", help="column of the text")
+    limit_seconds(parser)
     flags = parser.parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     output = pathlib.Path(flags.output)

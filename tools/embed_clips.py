@@ -24,7 +24,7 @@ def embed_clips(encoder: Any, flags: argparse.Namespace, output: pathlib.Path) -
         flags.split,
         preprocessing,
         least=encoder.module.receptive_field,
-        most=longest(encoder.module),
+        most=longest(encoder.module, flags.max_seconds, preprocessing.sample_rate),
         flag="--input",
     )
     function = frames_of(encoder.module, preprocessing, flags.layer)

@@ -20,7 +20,7 @@ from typing import Any
 
 from encoders.errors import CheckpointError, ConfigError, DataError, exit_cleanly
 from launch.flags import Parser
-from tools.clips import Clips, longest, open_clips, over_clips
+from tools.clips import Clips, limit_seconds, longest, open_clips, over_clips
 from tools.evaluate import Subject, load_model
 
 
@@ -32,23 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--input", required=True, help="clips")
     parser.add_argument("--split", default="test", help="of prepared clips")
     parser.add_argument("--batch-size", type=int, default=16, help="clips per step")
-    parser.add_argument("--max-seconds", type=float, default=60.0, help="of a clip")
+    limit_seconds(parser)
     parser.add_argument("--language-model", help="an ARPA file")
     flags = parser.parse(arguments)
     if flags.batch_size < 1:
         raise ConfigError(f"--batch-size: expected a number from 1, got {flags.batch_size}.")
-    if flags.max_seconds <= 0:
-        raise ConfigError(f"--max-seconds: expected a number above 0, got {flags.max_seconds}.")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
     subject, function, read = _load(flags.model, flags.language_model)
-    most = int(flags.max_seconds * subject.preprocessing.sample_rate)
     clips = open_clips(
         flags.input,
         flags.split,
         subject.preprocessing,
         least=subject.encoder.receptive_field,
-        most=min(most, longest(subject.encoder) or most),
+        most=longest(subject.encoder, flags.max_seconds, subject.preprocessing.sample_rate),
         flag="--input",
     )
     done = _transcribe(function, subject.variables, clips, flags, read)

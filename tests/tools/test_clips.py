@@ -50,7 +50,9 @@ def names(paths):
 def test_batches_are_of_similar_lengths(folder):
     # Of the first four, none is long enough to train on.
     preprocessing = dataclasses.replace(encoders.load(HUBERT).preprocessing, min_samples=2300)
-    found = clips.open_clips(str(folder), "train", preprocessing, least=400, flag="--input")
+    found = clips.open_clips(
+        str(folder), "train", preprocessing, least=400, most=10**6, flag="--input"
+    )
     batches = list(clips.clip_batches(found, 4, shards=2))
     assert sorted(row for batch in batches for row in batch.rows.tolist()) == [0, 1, 2, 3, 4, 6, 7]
     assert [len(batch.waveform) for batch in batches] == [4, 4]
@@ -208,7 +210,11 @@ def test_clips_longer_than_an_encoder_hears_are_left_out(tmp_path, capsys):
     embed.main(["--model", whisper, "--input", str(tmp_path), "--output", str(tmp_path / "out")])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["5000.npy"]
     assert "9000.wav: 0.6 seconds, expected at most 0.48" in capsys.readouterr().out
-    assert cluster._of_model(whisper, None).most == 7680
+    module = cluster._of_model(whisper, None).encoder
+    assert clips.longest(module, 60.0, RATE) == 7680
+    assert clips.longest(module, 0.1, RATE) == clips.longest(None, 0.1, RATE) == RATE // 10
+    with pytest.raises(ConfigError, match="--max-seconds: expected a number above 0, got 0"):
+        clips.longest(None, 0.0, RATE)
 
 
 def test_the_clips_that_a_config_trains_on():

@@ -81,7 +81,7 @@ def test_two_iterations(tmp_path):
     options = dict(clusters=6, restarts=2, batch_size=24)
     cepstra = cluster._of_mfcc(RATE)
     first = cluster.cluster(
-        cepstra, Clips(source, cepstra.preprocessing), str(tmp_path / "1"), **options
+        cepstra, Clips(source, cepstra.preprocessing, 10**6), str(tmp_path / "1"), **options
     )
     assert first["purity"] > 0.9
     params, losses = train(tmp_path / "1", 100.0)
@@ -91,7 +91,9 @@ def test_two_iterations(tmp_path):
     frames = cluster.Frames(
         frames_of(MODEL, preprocessing, 0), {"params": params}, preprocessing, 400, None, rate, {}
     )
-    second = cluster.cluster(frames, Clips(source, preprocessing), str(tmp_path / "2"), **options)
+    second = cluster.cluster(
+        frames, Clips(source, preprocessing, 10**6), str(tmp_path / "2"), **options
+    )
     assert second["units_per_second"] == pytest.approx(50)
     assert second["clips"] == 24
     _, losses = train(tmp_path / "2", 50.0)
