@@ -337,10 +337,9 @@ def test_runs_at_a_time_share_the_gpus(visible, jobs, expected):
 
 
 def test_four_real_runs_two_at_a_time(tmp_path):
-    one = environment(1, JAX_COMPILATION_CACHE_DIR="")
     command = [sys.executable, "-m", "launch.sweep", "--config", TINY, "--workdir", str(tmp_path)]
     done = subprocess.run(
-        [*command, "--jobs", "2"], cwd=ROOT, env=one, capture_output=True, text=True
+        [*command, "--jobs", "2"], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(states(tmp_path).values()) == ["finished"] * 4
