@@ -245,7 +245,7 @@ def _hours(experiment: Any, times: Sequence[_Times], rows: int) -> dict[str, flo
 def _prepared(config: Any, flags: argparse.Namespace) -> Any:
     """The config without what a step does not need: evaluators, weights to start from, the data."""
     with config.unlocked():
-        config.evaluators = {}
+        config.evaluators, config.checkpoint = {}, {}  # it measures no scores, and keeps none
         config.init_from = None
         if flags.batch_size is not None:
             config.batch_size = flags.batch_size

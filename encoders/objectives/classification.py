@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -89,12 +89,31 @@ class Classification(Objective):
             raise ConfigError(
                 "objective: distillation and teacher belong together; set both or neither."
             )
+        if self.num_classes < 1 or not 0 <= self.label_smoothing <= 1:
+            raise ConfigError(
+                "objective: expected num_classes from 1 and label_smoothing from 0 to 1, got "
+                f"{self.num_classes} and {self.label_smoothing}."
+            )
+        if min(self.mixup, self.cutmix) < 0:
+            raise ConfigError(
+                f"objective: mixup and cutmix count from 0, got {self.mixup} and {self.cutmix}."
+            )
         kernel, bias = trunc_normal(self.head_init), nn.initializers.constant(self.head_bias)
         self.head = Linear(self.num_classes, kernel_init=kernel, bias_init=bias)
         if self._has_token:
             self.distillation_head = Linear(self.num_classes, kernel_init=kernel, bias_init=bias)
         if self.linear_probe:
             self.head_norm = BatchNorm(eps=1e-6, affine=False)
+
+    def check_source(self, source: Any) -> None:
+        """Raises a ConfigError where the data has more classes than the head: they would have no
+        loss."""
+        names = getattr(source, "class_names", None) or ()
+        if len(names) > self.num_classes:
+            raise ConfigError(
+                f"objective.num_classes: expected {len(names)}, as the data has classes, got "
+                f"{self.num_classes}."
+            )
 
     @property
     def _has_token(self) -> bool:

@@ -221,6 +221,12 @@ class Optimizer:
             raise ConfigError(
                 f"{where}.weight_decay: expected a number from 0, got {self.weight_decay!r}."
             )
+        for field in ("decay_rules", "lr_rules"):
+            for regex, value in getattr(self, field):
+                if not isinstance(value, int | float):
+                    raise ConfigError(
+                        f"{where}.{field}: '{regex}' must map to a number, got {value!r}."
+                    )
         for field in ("b1", "b2", "momentum"):
             value = getattr(self, field, 0.0)
             if not 0 <= value < 1:

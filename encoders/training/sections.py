@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from encoders.errors import ConfigError
+from encoders.errors import ConfigError, nearest
 from encoders.parallel import sharding
 
 
@@ -122,3 +122,18 @@ class Sections:
     def __post_init__(self) -> None:
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ConfigError(f"ema: expected a share from 0 and below 1, got {self.ema}.")
+        for name, section in self.evaluators.items():
+            if not isinstance(section, Mapping):
+                raise ConfigError(f"evaluators.{name}: expected a section, got {section!r}.")
+        best = self.checkpoint.best_metric
+        if best is not None and evaluator_of(best) not in self.evaluators:
+            raise ConfigError(
+                f"checkpoint.best_metric: expected eval/EVALUATOR/METRIC of an evaluator that the "
+                f"config has, got '{best}'.{nearest(evaluator_of(best) or '', self.evaluators)}"
+            )
+
+
+def evaluator_of(metric: str) -> str | None:
+    """The evaluator of a metric 'eval/<evaluator>/...'; None for a metric of training."""
+    kind, _, rest = metric.partition("/")
+    return rest.partition("/")[0] if kind == "eval" else None

@@ -73,12 +73,11 @@ def check_metric(config: str, overrides: Sequence[str], metric: str) -> None:
     Raises:
       ConfigError: it does not.
     """
-    kind, _, rest = metric.partition("/")
-    if kind != "eval":
-        return
+    from encoders.training.sections import evaluator_of
+
     evaluators = to_plain(load_config(config, overrides)).get("evaluators", {})
-    name = rest.partition("/")[0]
-    if name not in evaluators:
+    name = evaluator_of(metric)
+    if name is not None and name not in evaluators:
         raise ConfigError(
             f"--metric {metric}: the config has no evaluator '{name}'.{nearest(name, evaluators)}"
         )

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -208,6 +209,23 @@ def test_a_batch_without_labels_is_an_error():
     sound = {"waveform": jnp.zeros((2, 100)), "length": jnp.full(2, 100)}
     with pytest.raises(DataError, match="classification needs labels"):
         bound()(sound)
+
+
+def test_numbers_out_of_range_are_errors():
+    for fields, message in [
+        ({"num_classes": 0}, "num_classes from 1"),
+        ({"label_smoothing": 3.0}, "label_smoothing from 0 to 1"),
+        ({"mixup": -1.0}, "mixup and cutmix count from 0"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            Classification(ENCODER, **{"num_classes": 7, **fields}).init(jax.random.key(0), {})
+
+
+def test_data_of_more_classes_than_the_head_has_is_an_error():
+    data = types.SimpleNamespace(class_names=("cat", "dog", "owl"))
+    Classification(ENCODER, num_classes=3).check_source(data)
+    with pytest.raises(ConfigError, match=r"num_classes: expected 3, .* got 2"):
+        Classification(ENCODER, num_classes=2).check_source(data)
 
 
 def test_encoder_without_pooling_is_an_error():

@@ -471,6 +471,10 @@ def test_init_and_rules_need_shapes_only():
         ({"name": "adamw", "decay_convention": "l2"}, "optimizer.decay_convention"),
         ({"name": "adamw", "mu_dtype": "float16"}, "optimizer.mu_dtype: unknown value 'float16'"),
         (
+            {"name": "adamw", "decay_rules": ((".*", "x"),)},
+            "optimizer.decay_rules: '.*' must map to a number, got 'x'.",
+        ),
+        (
             {"name": "adamw", "lr_rules": (("encoder/block_0/.*", 0.1),)},
             "optimizer.lr_rules: rule 'encoder/block_0/.*' matches no path",
         ),

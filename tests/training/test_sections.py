@@ -17,6 +17,12 @@ NEEDED = {key: {} for key in ("model", "objective", "preprocessing", "optimizer"
         ({"ema": 1.0}, "ema: expected a share from 0 and below 1, got 1.0."),
         ({"ema": -0.5}, "ema: expected a share from 0"),
         ({"checkpoint": {"keep_last": 0}}, "checkpoint.keep_last: expected 1 or more, got 0."),
+        ({"evaluators": {"knn": 3}}, "evaluators.knn: expected a section, got 3."),
+        (
+            {"checkpoint": {"best_metric": "eval/kn/accuracy"}, "evaluators": {"knn": {}}},
+            "got 'eval/kn/accuracy'. Did you mean 'knn'?",
+        ),
+        ({"checkpoint": {"best_metric": "accuracy"}}, "checkpoint.best_metric: expected eval/"),
         ({"log": {"profile_steps": (5, 3)}}, "log.profile_steps: expected a step and a later one"),
     ],
 )
