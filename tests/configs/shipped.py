@@ -131,7 +131,7 @@ def _shrink_pairs(config: ConfigDict) -> None:
         *others, pack = config.data.transforms
         config.data.transforms = (*others, dict(pack, images=2, row_patches=10))
         config.model.image.position_grid = (2, 2)
-    config.model.text.update(dict(sizes, max_length=8))
+    config.model.text.update(dict(sizes, max_length=8, vocab_size=2048))  # the tokenizer's
     for name in {"audio", "depth"} & set(config.model):
         config.model[name].update(dict(sizes, patch_size=4))
         if "patch_stride" in config.model[name]:
@@ -180,14 +180,14 @@ def _shrink_audio(config: ConfigDict) -> None:
         del config["init_from"]
 
 
-TOKENIZER = "sample:peps/tokenizer.json"
+TOKENIZER = "sample:peps/tokenizer.json"  # of 6,144 ids
 
 
 def _shrink_text(config: ConfigDict) -> None:
     """Bundled documents, whatever the corpus; pairs and sentences keep their form."""
     config.preprocessing.vocabulary = None
     config.preprocessing.update(dict(tokenizer=TOKENIZER, max_length=32))
-    config.model.update(dict(width=16, depth=1, mlp_dim=32, num_heads=2))
+    config.model.update(dict(width=16, depth=1, mlp_dim=32, num_heads=2, vocab_size=6144))
     if "depth" in config.objective.get("generator", {}):  # a part, and one block has none
         config.objective.generator.depth = 1.0
     config.evaluators = {}

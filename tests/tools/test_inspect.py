@@ -10,7 +10,8 @@ from launch.flags import parse_flags
 
 def test_it_says_what_a_config_means_and_what_it_needs():
     command = [sys.executable, "-m", "tools.inspect", "--config", "configs/demo.py"]
-    override = ["--config.batch_size=16", "--config.duration={'steps': 4}", "--compile"]
+    sizes = ["--config.batch_size=16", "--config.model.depth=1"]
+    override = [*sizes, "--config.duration={'steps': 4}", "--compile"]
     out = subprocess.run(
         command + override, cwd=shipped.ROOT, capture_output=True, text=True, check=True
     ).stdout

@@ -204,7 +204,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes_have_as_many_parameters(name):
     fields, size = PUBLISHED[name]
-    module = build(MODELS, {"name": "towers", **fields}, "model")
+    towers = {name: {**fields[name], "scan": True} for name in ("image", "text")}
+    module = build(MODELS, {"name": "towers", **fields, **towers}, "model")
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images, ids)
