@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from encoders.errors import ConfigError
+
 _DRAWS = 2**16
 
 
@@ -31,7 +33,13 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = True) -> jax.Array:
-        """Returns x with dropout from the stream 'dropout', or x itself where not `train`."""
+        """Returns x with dropout from the stream 'dropout', or x itself where not `train`.
+
+        Raises:
+          ConfigError: the rate is none.
+        """
+        if not 0 <= self.rate <= 1:
+            raise ConfigError(f"dropout: expected a rate from 0 to 1, got {self.rate}.")
         dropped = round(self.rate * _DRAWS)
         if not train or not dropped:
             return x

@@ -14,6 +14,8 @@ def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tupl
     Raises:
       ConfigError: the patches do not tile the image.
     """
+    if min(patch_size) < 1:
+        raise ConfigError(f"patch_size: expected sides from 1, got {patch_size}.")
     if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
         raise ConfigError(
             f"image size {tuple(image_size)} is not divisible by the patch size {patch_size}."

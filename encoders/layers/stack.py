@@ -90,8 +90,10 @@ class Stack(nn.Module):
           The last block's output [B, T, D], and {layer: output [B, T, D]}.
 
         Raises:
-          ConfigError: no such remat policy, or no such layer.
+          ConfigError: no such remat policy, no such layer, or less than no blocks.
         """
+        if self.depth < 0:
+            raise ConfigError(f"depth: expected 0 blocks or more, got {self.depth}.")
         if self.remat not in REMAT:
             raise ConfigError(f"remat: unknown policy '{self.remat}'.{nearest(self.remat, REMAT)}")
         wanted = resolve_layers(layers, self.depth)
