@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -14,6 +15,7 @@ QUICK = ["--xla_cpu_parallel_codegen_split_count=1"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # takes a third off; later it is gone
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile every module anew
+sys.dont_write_bytecode = False  # nor does each run have to rewrite every test's assertions
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # for launchers, which keep a cache
