@@ -86,7 +86,6 @@ class Hardware:
 
     But for rounding, and but for dropout: other micro-batches drop other units.
 
-
     compute_dtype None means bfloat16 on accelerators and float32 on CPU. environment has variables
     to set before jax starts; what the user's own environment has is appended, and so wins.
     """
