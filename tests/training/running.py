@@ -77,7 +77,7 @@ def wait_for(condition, process, seconds=300):
     while not condition():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def wait_for_step(step, workdir, process):
