@@ -17,6 +17,7 @@ SMALL = (
     "--config.model.num_heads=8",
     "--config.objective.num_classes=128",
     "--config.batch_size=64",
+    "--config.preprocessing.image_size=(56,56)",
 )
 
 
