@@ -221,7 +221,7 @@ CONFIG = {
         "transforms": [{"name": "tokenize_texts", "fields": ("a", "b", "c")}],
         "examples_per_epoch": 80,
     },
-    "optimizer": {"name": "adamw", "lr": 1e-3},
+    "optimizer": {"name": "adamw", "lr": 1e-3, "schedule": {"name": "constant"}},
     "batch_size": 32,
     "duration": {"epochs": 1},
 }
