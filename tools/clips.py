@@ -283,15 +283,13 @@ def frames_of(module: Any, preprocessing: Any, layer: int | None = None) -> Call
 
     The frames are the final ones, or what the block of that number makes, negative from the end.
     """
-    import jax.numpy as jnp
+    from encoders.evaluation.frames import frames_with_mask
 
     layers = () if layer is None else (layer,)
 
     def frames(variables: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
         inputs, named = preprocessing.encoder_inputs(batch)
         encoded = module.apply(variables, *inputs, **named, layers=layers)
-        [tokens] = encoded.hidden.values() if layers else [encoded.tokens]
-        real = encoded.mask[:, encoded.num_prefix :]
-        return tokens[:, encoded.num_prefix :].astype(jnp.float32), real
+        return frames_with_mask(encoded, next(iter(encoded.hidden), "tokens"))
 
     return frames

@@ -27,7 +27,7 @@ from encoders.data import ImageTextPreprocessing, Preprocessing, Source
 from encoders.data.preprocessing import NORMALIZED
 from encoders.errors import ConfigError, DataError
 from encoders.evaluation.base import DType, batches, encoder_inputs, on_mesh, place
-from encoders.evaluation.frames import frame_rate, frames_at, frames_of, moments
+from encoders.evaluation.frames import frame_rate, frames_at, frames_with_mask, moments
 from encoders.layers.pooling import masked_mean, pool
 from encoders.layers.spectrogram import hubert_mfcc
 from encoders.types import Encoded
@@ -101,9 +101,7 @@ def select(encoded: Encoded, feature: Feature | Literal["weighted_sum"]) -> jax.
         return encoded.pooled.astype(jnp.float32)
     if feature == "first":
         return encoded.tokens[:, 0].astype(jnp.float32)
-    tokens = encoded.hidden[feature] if isinstance(feature, int) else encoded.tokens
-    tokens = tokens[:, encoded.num_prefix :].astype(jnp.float32)
-    mask = encoded.mask[:, encoded.num_prefix :]
+    tokens, mask = frames_with_mask(encoded, feature if isinstance(feature, int) else "tokens")
     return pool(tokens, mask, "max" if feature == "max" else "mean")
 
 
@@ -286,7 +284,7 @@ class FeatureExtractor:
             else:
                 encoded, rate = encode(variables, batch), frame_rate(module, rates[0])
                 vectors = tuple(
-                    frames_at(*frames_of(encoded, feature), at.seconds, rate)
+                    frames_at(*frames_with_mask(encoded, feature), at.seconds, rate)
                     for feature in features
                 )
             vectors = tuple(x.reshape(-1, *x.shape[2:]) for x in vectors)

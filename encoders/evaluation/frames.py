@@ -57,7 +57,7 @@ def frames_at(
     return jnp.take_along_axis(frames, index.reshape(*index.shape, *(1,) * (frames.ndim - 2)), 1)
 
 
-def frames_of(encoded: Encoded, feature: FrameFeature) -> tuple[jax.Array, jax.Array]:
+def frames_with_mask(encoded: Encoded, feature: FrameFeature) -> tuple[jax.Array, jax.Array]:
     """The float32 frames of an encoder, [B, T, D], and their mask [B, T].
 
     Args:

@@ -15,6 +15,7 @@ from typing import Any
 from encoders.checkpoints.formats import files
 from encoders.checkpoints.formats.hf_rules import (
     ACTIVATIONS,
+    SIZES,
     TEXT_ACTIVATIONS,
     TEXT_ACTIVATIONS_OUT,
     Defaults,
@@ -73,10 +74,7 @@ _IMAGE_DEFAULTS = {
 }
 # Our field -> theirs, of either tower.
 _FIELDS = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
+    **SIZES,
     "norm_eps": "layer_norm_eps",
 }
 _TEXT_FIELDS = {

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
-from encoders.checkpoints.formats.hf_rules import Defaults, activation
+from encoders.checkpoints.formats.hf_rules import SIZES, Defaults, activation
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -29,10 +29,7 @@ from encoders.errors import CheckpointError
 
 # Our field -> theirs.
 _FIELDS = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
+    **SIZES,
     "vocab_size": "vocab_size",
     "max_length": "max_position_embeddings",
     "norm_eps": "norm_eps",

@@ -29,6 +29,14 @@ from encoders.checkpoints.formats.mapping import (
 from encoders.errors import CheckpointError, nearest
 from encoders.layers.position import sincos2d
 
+# The sizes of most of their transformers: our field -> theirs.
+SIZES = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:

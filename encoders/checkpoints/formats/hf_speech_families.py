@@ -13,12 +13,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from encoders.checkpoints.formats.hf_rules import SIZES
+
 # Our field -> theirs.
 _FIELDS = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
+    **SIZES,
     "mlp": "hidden_act",
     "norm_eps": "layer_norm_eps",
     "dropout": "hidden_dropout",

@@ -15,7 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from encoders.checkpoints.formats import files, hf_heads
-from encoders.checkpoints.formats.hf_rules import TEXT_ACTIVATIONS_OUT, activation, refuse_others
+from encoders.checkpoints.formats.hf_rules import (
+    SIZES,
+    TEXT_ACTIVATIONS_OUT,
+    activation,
+    refuse_others,
+)
 from encoders.checkpoints.formats.mapping import (
     Exported,
     Imported,
@@ -31,10 +36,7 @@ from encoders.layers.mlp import GATED
 
 # Our field -> theirs; `max_length` is `num_positions` there, the rows of the table.
 _FIELDS = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_dim": "intermediate_size",
+    **SIZES,
     "mlp": "hidden_act",
     "vocab_size": "vocab_size",
     "max_length": "max_position_embeddings",
